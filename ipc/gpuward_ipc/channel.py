@@ -18,13 +18,18 @@ import zmq
 from gpuward_ipc.codec import decode_from_executor, decode_from_supervisor, encode
 from gpuward_ipc.endpoints import identity, parse_identity
 from gpuward_ipc.errors import BackPressure, MalformedMessage
-from gpuward_ipc.messages import FromExecutor, FromSupervisor
+from gpuward_ipc.messages import FromExecutor, FromSupervisor, Hello
 from gpuward_ipc.types import INLINE_BODY_MAX_BYTES, ExecutorName, Incarnation
 
 #: Largest frame either side takes, in bytes: an inline body and then some.
 FRAME_MAX_BYTES = INLINE_BODY_MAX_BYTES + 64 * 1024
 #: Bodies from this size on are sent and received without a copy by pyzmq, in bytes.
 ZERO_COPY_FROM_BYTES = 64 * 1024
+#: Identities that are remembered before all are forgotten: strangers must not fill the memory.
+_REMEMBERED_MAX = 1024
+#: As plain ints: combining flag enums costs more than the call that they are for.
+_NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +74,8 @@ class ExecutorRouter:
             os.umask(before)
         #: Messages that were no messages of ours; shown in ``status``.
         self.malformed = 0
+        self._senders: dict[bytes, tuple[ExecutorName, Incarnation]] = {}
+        self._identities: dict[tuple[ExecutorName, Incarnation], bytes] = {}
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -80,22 +87,22 @@ class ExecutorRouter:
         receive = self._socket.recv
         for _ in range(limit):
             try:
-                sender = receive(zmq.NOBLOCK)
+                sender = receive(_NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            if not self._socket.getsockopt(zmq.RCVMORE):
+            if not sender.more:
                 self.malformed += 1
                 continue
-            header = receive(zmq.NOBLOCK, copy=False)
+            header = receive(_NOBLOCK, copy=False)
             body: bytes | None = None
-            more = 0
-            while self._socket.getsockopt(zmq.RCVMORE):
-                frame = receive(zmq.NOBLOCK)
-                more += 1
-                if more == 1:
-                    body = frame
-            who = parse_identity(sender)
-            if who is None or more > 1:
+            extra, last = 0, header
+            while last.more:
+                last = receive(_NOBLOCK, copy=False)
+                extra += 1
+                if extra == 1:
+                    body = last.bytes
+            who = self._who(sender.bytes)
+            if who is None or extra > 1:
                 self.malformed += 1
                 continue
             try:
@@ -103,7 +110,7 @@ class ExecutorRouter:
             except MalformedMessage:
                 self.malformed += 1
                 continue
-            peer_pid = _peer_pid(header) if body is None and type(message).__name__ == "Hello" else 0
+            peer_pid = _peer_pid(header) if type(message) is Hello else 0
             yield Received(who[0], who[1], message, body, peer_pid)
 
     def send(
@@ -118,13 +125,15 @@ class ExecutorRouter:
         Raises:
             BackPressure: its queue is full.
         """
-        frames = [identity(executor, incarnation), encode(message)]
-        if body is not None:
-            frames.append(body)
+        send = self._socket.send
         try:
-            self._socket.send_multipart(
-                frames, zmq.NOBLOCK, copy=body is None or len(body) < ZERO_COPY_FROM_BYTES
-            )
+            # A full queue or an unknown peer shows at the first frame; the others then always follow.
+            send(self._identity(executor, incarnation), _NOBLOCK_MORE)
+            if body is None:
+                send(encode(message), _NOBLOCK)
+            else:
+                send(encode(message), _NOBLOCK_MORE)
+                send(body, _NOBLOCK, copy=len(body) < ZERO_COPY_FROM_BYTES)
         except zmq.Again as error:
             raise BackPressure(f"executor {executor}.{incarnation} does not read its messages") from error
         except zmq.ZMQError as error:
@@ -136,6 +145,29 @@ class ExecutorRouter:
     def close(self) -> None:
         """Close at once; unsent messages are dropped."""
         self._socket.close(0)
+
+    def _who(self, sender: bytes) -> tuple[ExecutorName, Incarnation] | None:
+        """Name and incarnation of a sender; remembered, because the same few send all messages."""
+        who = self._senders.get(sender)
+        if who is None:
+            who = parse_identity(sender)
+            if who is not None:
+                self._remember(sender, who)
+        return who
+
+    def _identity(self, executor: ExecutorName, incarnation: Incarnation) -> bytes:
+        known = self._identities.get((executor, incarnation))
+        if known is None:
+            known = identity(executor, incarnation)
+            self._remember(known, (executor, incarnation))
+        return known
+
+    def _remember(self, name: bytes, who: tuple[ExecutorName, Incarnation]) -> None:
+        if len(self._senders) >= _REMEMBERED_MAX:
+            self._senders.clear()
+            self._identities.clear()
+        self._senders[name] = who
+        self._identities[who] = name
 
 
 class SupervisorLink:
@@ -162,7 +194,7 @@ class SupervisorLink:
         self.malformed = 0
 
     def fileno(self) -> int:
-        """Edge-triggered descriptor: after each wake-up *and after each send*, receive until nothing is left."""
+        """Edge-triggered descriptor: after each wake-up and each send, receive until nothing is left."""
         return int(self._socket.getsockopt(zmq.FD))
 
     def readable(self) -> bool:
@@ -172,19 +204,26 @@ class SupervisorLink:
     def receive(self, limit: int = 256) -> list[tuple[FromSupervisor, bytes | None]]:
         """Take the messages that are ready, at most ``limit``; never blocks, skips malformed ones."""
         taken: list[tuple[FromSupervisor, bytes | None]] = []
+        receive = self._socket.recv
         while len(taken) < limit:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                header = receive(_NOBLOCK, copy=False)
             except zmq.Again:
                 break
+            body: bytes | None = None
+            extra, last = 0, header
+            while last.more:
+                last = receive(_NOBLOCK, copy=False)
+                extra += 1
+                body = last.bytes
             try:
-                if len(frames) > 2:
-                    raise MalformedMessage(f"{len(frames)} frames, expected 1 or 2")
-                message = decode_from_supervisor(frames[0])
+                if extra > 1:
+                    raise MalformedMessage(f"{extra + 1} frames, expected 1 or 2")
+                message = decode_from_supervisor(header.buffer)
             except MalformedMessage:
                 self.malformed += 1
                 continue
-            taken.append((message, frames[1] if len(frames) == 2 else None))
+            taken.append((message, body))
         return taken
 
     def send(self, message: FromExecutor, body: bytes | None = None) -> None:
@@ -195,11 +234,10 @@ class SupervisorLink:
         """
         try:
             if body is None:
-                self._socket.send(encode(message), zmq.NOBLOCK)
+                self._socket.send(encode(message), _NOBLOCK)
             else:
-                self._socket.send_multipart(
-                    [encode(message), body], zmq.NOBLOCK, copy=len(body) < ZERO_COPY_FROM_BYTES
-                )
+                self._socket.send(encode(message), _NOBLOCK_MORE)
+                self._socket.send(body, _NOBLOCK, copy=len(body) < ZERO_COPY_FROM_BYTES)
         except zmq.Again as error:
             raise BackPressure("the supervisor does not read its messages") from error
 

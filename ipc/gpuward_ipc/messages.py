@@ -147,7 +147,7 @@ class Ack(Message, frozen=True):
 
 
 class Stop(Message, frozen=True):
-    """Stop the engine (TERM, then KILL after ``grace_s``), say ``Goodbye``, exit 0. Runs left are abandoned."""
+    """Stop the engine (TERM, KILL after ``grace_s``), say ``Goodbye``, exit 0. Runs left are abandoned."""
 
     grace_s: float = 5.0
 

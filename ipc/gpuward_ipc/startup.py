@@ -1,4 +1,4 @@
-"""What the supervisor tells an executor at its start: one JSON file, mode 0600, in the incarnation's folder."""
+"""What the supervisor tells an executor at its start: one JSON file, readable by its owner only."""
 
 from __future__ import annotations
 
