@@ -100,8 +100,10 @@ class Effects:
                 self._pulse_seq += 1
                 self._send(executor, incarnation, messages.Pulse(self._pulse_seq))
             case do.SendCancel(executor=executor, incarnation=incarnation, run=run, reason=reason):
-                # A heartbeat may list a run whose acknowledgement had waited for this very turn.
-                if run not in self._acked.get((executor, incarnation), ()):
+                # A heartbeat may list a run whose acknowledgement had waited for this very turn, or waits for
+                # the next: a cancel would only bring the outcome, body and all, a second time.
+                who = (executor, incarnation)
+                if run not in self._acked.get(who, ()) and run not in self._acks.get(who, ()):
                     self._send(executor, incarnation, messages.Cancel(run, reason))
             case do.SendWelcome(executor=executor, incarnation=incarnation):
                 self._send(executor, incarnation, self._welcome)

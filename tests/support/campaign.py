@@ -193,7 +193,7 @@ def _send(queue: DevQueueThread, plan: Plan, blows: _Blows, say: Callable[[str],
             for number, job in zip(chosen, made, strict=True):
                 ids[number] = job
         queue.wait_until(
-            lambda broker: broker.pending <= batch // 2,
+            lambda broker: broker.pending() <= batch // 2,
             plan.patience_s,
             "the backlog to shrink",
         )

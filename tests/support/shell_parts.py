@@ -179,7 +179,7 @@ class Shell:
         """An executor's end of the link, with which messages can be exchanged."""
         peer = self.peer(executor, incarnation)
         peer.send(messages.Goodbye())
-        assert self.router.socket.poll(PATIENCE_S * 1000)
+        assert self.router.socket.poll(int(PATIENCE_S * 1000))
         assert self.link.receive() == []
         return peer
 
@@ -215,7 +215,7 @@ def next_messages(peer: SupervisorLink, count: int) -> list[tuple[messages.FromS
     taken: list[tuple[messages.FromSupervisor, bytes | None]] = []
     while len(taken) < count:
         while not peer.readable():
-            assert poller.poll(PATIENCE_S * 1000), f"got {taken}, waited for {count}"
+            assert poller.poll(int(PATIENCE_S * 1000)), f"got {taken}, waited for {count}"
         taken += peer.receive()
     assert len(taken) == count, f"expected {count} messages, got {taken}"
     return taken

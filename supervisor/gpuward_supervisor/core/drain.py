@@ -36,6 +36,8 @@ SHUTDOWN_ERROR = "worker shut down before the job finished"
 NO_EXECUTOR_ERROR = "no executor left on this worker"
 #: Time beyond ``engine_stop_s`` for an executor to say goodbye and leave.
 KILL_SLACK_S = 2.0
+#: How long a draining node waits for jobs that the queue sent before it read the announcement.
+CROSSING_S = 0.3
 #: How long a source may take to close when everything is in a hurry, or its time was up already.
 CLOSE_HURRIED_S = 1.0
 #: Time beyond what a source was given after which it counts as closed.
@@ -114,9 +116,12 @@ def begin(
     stop = state.stop
     if stop is not None:
         stop.grace_until_s = min(stop.grace_until_s, now_s + grace_s)
+        stop.crossing_until_s = min(stop.crossing_until_s, stop.grace_until_s)
         return
     state.stop = Stop(reason, code, now_s + grace_s, job_error)
     state.phase = NodePhase.DRAINING
+    if any(source.registered and not source.paused for source in state.sources.values()):
+        state.stop.crossing_until_s = now_s + min(grace_s, CROSSING_S)
     out.append(
         Note(
             level="error" if code else "info",
@@ -139,7 +144,7 @@ def advance(state: State, now_s: float, out: Commands) -> None:
     stop = state.stop
     if state.phase is not NodePhase.DRAINING or stop is None:
         return
-    done = not state.jobs and not state.uploading
+    done = not state.jobs and not state.uploading and now_s >= stop.crossing_until_s
     hopeless = bool(state.jobs) and not any(e.phase in HOPEFUL_PHASES for e in state.executors.values())
     if done or hopeless or now_s >= stop.grace_until_s:
         _stop(state, stop, now_s, out)
@@ -183,7 +188,8 @@ def next_due(state: State) -> float | None:
     if stop is None:
         return None
     if state.phase is NodePhase.DRAINING:
-        return stop.grace_until_s
+        idle = not state.jobs and not state.uploading
+        return min(stop.crossing_until_s, stop.grace_until_s) if idle else stop.grace_until_s
     if state.phase is not NodePhase.STOPPING:
         return None
     dues = [

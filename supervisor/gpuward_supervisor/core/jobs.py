@@ -72,7 +72,7 @@ def offered(state: State, event: JobOffered, now_s: float, out: Commands) -> Non
             return
         # The queue asks again for what has failed here: that error is void.
         reports.give_up(state, owed, out)
-    if state.phase is not NodePhase.RUNNING:
+    if state.phase is not NodePhase.RUNNING and not _crossed_the_drain(state, now_s):
         _refuse(state, event, DRAINING_ERROR, now_s, out)
     elif event.refusal:
         _refuse(state, event, event.refusal, now_s, out)
@@ -82,6 +82,17 @@ def offered(state: State, event: JobOffered, now_s: float, out: Commands) -> Non
         _refuse(state, event, OVER_CAPACITY_ERROR, now_s, out)
     else:
         _accept(state, event, now_s, out)
+
+
+def _crossed_the_drain(state: State, now_s: float) -> bool:
+    """Whether an offer may have been sent before the queue read that we drain, and can be run in time."""
+    stop = state.stop
+    return (
+        state.phase is NodePhase.DRAINING
+        and stop is not None
+        and now_s < stop.crossing_until_s
+        and state.load() < state.alive_slots
+    )
 
 
 def open_jobs_max(state: State) -> int:

@@ -278,6 +278,8 @@ class Stop:
     grace_until_s: float
     #: Text for jobs that cannot be finished.
     job_error: str
+    #: Until then jobs that crossed the announcement on the wire may come, and are taken if a slot is free.
+    crossing_until_s: float = -inf
     #: Do not wait for engines.
     hurried: bool = False
     #: Sources are closed then, delivered or not.

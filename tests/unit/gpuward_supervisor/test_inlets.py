@@ -7,6 +7,7 @@ import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -28,7 +29,7 @@ from gpuward_supervisor.processes.base import Exit, OutputLine, Swept
 from gpuward_supervisor.processes.signals import Signals
 from support.shell_parts import CASOLA, GPU0, ONE, PATIENCE_S, Shell
 
-WHO = {"executor": GPU0, "incarnation": ONE}
+WHO: dict[str, Any] = {"executor": GPU0, "incarnation": ONE}
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_messages_of_executors_are_events(shell: Shell) -> None:
     inlet = ExecutorInlet(shell.link, shell.router.socket)
     assert inlet.take(0.0) == []
     shell.peer().send(m.Ready(4, "0.32.0"))
-    assert inlet.pollable.poll(PATIENCE_S * 1000)
+    assert inlet.pollable.poll(int(PATIENCE_S * 1000))
     assert inlet.take(0.0) == [e.ExecutorReady(**WHO, slots=4, engine_version="0.32.0")]
     assert inlet.next_deadline() is None
 

@@ -394,7 +394,7 @@ def test_what_comes_at_once_is_decided_upon_in_the_order_of_the_inlets_and_perfo
 
     def dies() -> None:
         peer.send(m.EngineExited(127, None, "no such command", True))
-        assert shell.router.socket.poll(PATIENCE_S * 1000)
+        assert shell.router.socket.poll(int(PATIENCE_S * 1000))
         shell.host.end(GPU0, ONE)
 
     node.sleep.at(START_S + 1, dies)

@@ -15,6 +15,7 @@ from gpuward_supervisor.core.commands import (
     Spawn,
 )
 from gpuward_supervisor.core.decide import next_deadline
+from gpuward_supervisor.core.drain import CROSSING_S
 from gpuward_supervisor.core.events import (
     BodyId,
     ConnectionId,
@@ -49,6 +50,11 @@ def stop(stage: Stage, grace_s: float | None = None) -> list[Command]:
     return stage.feed(StopRequested(reason="SIGTERM", grace_s=grace_s))
 
 
+def stop_and_wait(stage: Stage) -> list[Command]:
+    """Stop, and let the time pass in which jobs may cross the announcement."""
+    return without_pulses(stop(stage) + stage.pass_time(CROSSING_S))
+
+
 def closed(stage: Stage) -> list[Command]:
     return stage.feed(SourceClosed(source=SOURCE))
 
@@ -62,9 +68,14 @@ def without_pulses(commands: list[Command]) -> list[Command]:
 
 
 class TestOrderlyStop:
-    def test_an_idle_node_stops_at_once(self) -> None:
+    def test_an_idle_node_stops_once_no_job_can_cross_the_announcement_any_more(self) -> None:
         stage = Stage((2, 2))
-        assert stop(stage) == [DRAIN, send_stop("gpu0"), send_stop("gpu1"), close()]
+        assert stop(stage) == [DRAIN]
+        assert without_pulses(stage.pass_time(CROSSING_S)) == [
+            send_stop("gpu0"),
+            send_stop("gpu1"),
+            close(),
+        ]
         assert gone(stage, "gpu0") == []
         assert closed(stage) == []
         assert gone(stage, "gpu1") == [Exit(code=0, reason="SIGTERM")]
@@ -75,7 +86,7 @@ class TestOrderlyStop:
         stage = Stage((1,))
         stage.offer("a", 10)
         stage.offer("b", 20)
-        assert stop(stage) == [DRAIN]
+        assert stop_and_wait(stage) == [DRAIN]
         assert stage.succeed("gpu0", 1, 11) == [
             ack("gpu0", 1),
             ForgetBody(body=BodyId(10)),
@@ -169,14 +180,14 @@ class TestOrderlyStop:
 
     def test_expected_exits_are_no_deaths(self) -> None:
         stage = Stage((1,))
-        stop(stage)
+        stop_and_wait(stage)
         gone(stage, "gpu0")
         assert stage.state.counters.deaths == 0
         assert stage.said("executor.died") == []
 
     def test_an_executor_that_does_not_leave_is_killed_and_in_the_end_abandoned(self) -> None:
         stage = Stage((1,), engine_stop_s=5.0)
-        stop(stage)
+        stop_and_wait(stage)
         assert without_pulses(stage.pass_time(6.9)) == []
         assert without_pulses(stage.pass_time(0.1)) == [kill("gpu0", "did not stop within 5 s")]
         closed(stage)
@@ -195,14 +206,14 @@ class TestClosing:
     def test_a_source_is_closed_when_everything_is_delivered(self) -> None:
         stage = Stage((1,))
         stage.offer("a", 10)
-        stop(stage)
+        stop_and_wait(stage)
         assert close() not in stage.succeed("gpu0", 1, 11)
         assert close() in stage.deliver(1)
 
     def test_a_source_is_closed_when_its_time_is_up(self) -> None:
         stage = Stage((1,), source_close_s=5.0)
         stage.offer("a", 10)
-        stop(stage)
+        stop_and_wait(stage)
         stage.succeed("gpu0", 1, 11)
         assert close(1.0) not in stage.pass_time(4.9)
         assert close(1.0) in stage.pass_time(0.1)
@@ -218,7 +229,7 @@ class TestClosing:
 
     def test_a_source_that_does_not_end_counts_as_closed_in_the_end(self) -> None:
         stage = Stage((1,), source_close_s=5.0)
-        stop(stage)
+        stop_and_wait(stage)
         gone(stage, "gpu0")
         assert stage.pass_time(6.9) == []
         assert stage.pass_time(0.2) == [Exit(code=0, reason="SIGTERM")]
@@ -258,7 +269,7 @@ class TestStopNow:
 
     def test_engines_that_are_stopping_are_killed(self) -> None:
         stage = Stage((1,))
-        stop(stage)
+        stop_and_wait(stage)
         assert stage.feed(StopNow(reason="SIGTERM again")) == [kill("gpu0", "stopping at once")]
         assert stage.feed(StopNow(reason="SIGTERM again")) == []
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gpuward_ipc.types import Fault, Fence, JobId
-from gpuward_supervisor.core import jobs
+from gpuward_supervisor.core import drain, jobs
 from gpuward_supervisor.core.commands import (
     AbandonTransfer,
     Command,
@@ -159,10 +159,23 @@ class TestOffer:
         stage = Stage()
         stage.offer("a", 10)
         stage.feed(StopRequested(reason="SIGTERM"))
+        stage.pass_time(drain.CROSSING_S)
         assert stage.offer("b", 20) == [
             forget(20),
             error(1, "b", "worker is draining; job was not started"),
         ]
+
+    def test_offer_that_crossed_the_drain_on_the_wire_is_run(self) -> None:
+        stage = Stage()
+        stage.feed(StopRequested(reason="SIGTERM"))
+        assert stage.offer("b", 20) == [assign("gpu0", 1, "b", 20)]
+        assert result(1, "b", 21) in stage.succeed("gpu0", 1, 21)
+
+    def test_offer_that_crossed_the_drain_and_finds_no_slot_is_answered(self) -> None:
+        stage = Stage((1,))
+        stage.offer("a", 10)
+        stage.feed(StopRequested(reason="SIGTERM"))
+        assert stage.offer("b", 20) == [forget(20), error(1, "b", jobs.DRAINING_ERROR)]
 
     def test_newer_dispatch_of_a_running_job_is_adopted_while_draining(self) -> None:
         stage = Stage()
