@@ -25,6 +25,10 @@ PROTOCOL_VERSION = 1
 INLINE_BODY_MAX_BYTES = 1024 * 1024
 
 
+#: Exit code of an executor whose engine can never run as it is configured; another start would end likewise.
+EXIT_ENGINE_IMPOSSIBLE = 71
+
+
 class Fault(StrEnum):
     """Whose fault a failed run is; decides whether it is tried again elsewhere."""
 

@@ -6,8 +6,10 @@ when their body is forgotten.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,13 +71,18 @@ class Bodies:
         return self.put_file(target, size_bytes)
 
     def link_file(self, path: Path, size_bytes: int) -> BodyId:
-        """Keep a second name of a file that somebody else owns, on the same file system.
+        """Keep a second name, or where that cannot be a copy, of a file that somebody else owns.
 
         Raises:
-            OSError: it is not there, or lies on another file system.
+            OSError: it is not there, or cannot be copied.
         """
         target = self.new_spool_path()
-        os.link(path, target)
+        try:
+            os.link(path, target)
+        except OSError as error:
+            if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK}:
+                raise
+            shutil.copyfile(path, target)
         return self.put_file(target, size_bytes)
 
     def spill(self, body: BodyId) -> SpoolFile:

@@ -19,7 +19,6 @@ from gpuward_executors.core.events import EngineAnswered, EngineEnded, EngineHea
 from gpuward_executors.core.runs import engine_cleared, held, resend_unacked, start_queued
 from gpuward_executors.core.state import (
     EXIT_ENGINE_DIED,
-    EXIT_ENGINE_IMPOSSIBLE,
     EXIT_STOPPED,
     EXIT_SUPERVISOR_GONE,
     RunStage,
@@ -27,7 +26,7 @@ from gpuward_executors.core.state import (
     State,
 )
 from gpuward_ipc.messages import EngineExited, Goodbye, Heartbeat, Hello, Ready, Stop, Welcome
-from gpuward_ipc.types import PROTOCOL_VERSION
+from gpuward_ipc.types import EXIT_ENGINE_IMPOSSIBLE, PROTOCOL_VERSION
 
 
 def ticked(state: State, now_s: float) -> list[ExecutorCommand]:

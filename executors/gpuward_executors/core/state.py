@@ -16,7 +16,6 @@ EXIT_STOPPED = 0
 EXIT_BAD_START = 2
 EXIT_SUPERVISOR_GONE = 69
 EXIT_ENGINE_DIED = 70
-EXIT_ENGINE_IMPOSSIBLE = 71
 
 _NO_RUN = RunId(0)
 #: Acknowledged runs that are remembered, so that a late duplicate does not run again.

@@ -36,7 +36,7 @@ def connected(state: State, event: SourceConnected, now_s: float, out: Commands)
     if source.connection is not None:
         end_connection(state, source, now_s, out)
     source.connection = event.connection
-    out.append(_note("source.connected", source))
+    out.append(_note("source.connected", source, level="debug"))  # the source says it for people
 
 
 def disconnected(state: State, event: SourceDisconnected, now_s: float, out: Commands) -> None:
@@ -46,7 +46,7 @@ def disconnected(state: State, event: SourceDisconnected, now_s: float, out: Com
         return
     out.append(
         Note(
-            level="warning",
+            level="debug",  # the source says it for people
             event="source.disconnected",
             facts={"source": source.name, "connection": event.connection, "reason": event.reason},
         )
@@ -232,9 +232,9 @@ def _pause(source: Source, connection: ConnectionId, paused: bool, out: Commands
     out.append(_note("capacity.paused" if paused else "capacity.resumed", source))
 
 
-def _note(event: str, source: Source) -> Note:
+def _note(event: str, source: Source, level: str = "info") -> Note:
     return Note(
-        level="info",
+        level=level,
         event=event,
         facts={
             "source": source.name,

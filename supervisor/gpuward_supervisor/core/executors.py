@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import inf
 
-from gpuward_ipc.types import Incarnation
+from gpuward_ipc.types import EXIT_ENGINE_IMPOSSIBLE, Incarnation
 from gpuward_supervisor.core import dispatch, restarts, runs
 from gpuward_supervisor.core.commands import Kill, Note, SendCancel, SendPulse, SendWelcome, Spawn
 from gpuward_supervisor.core.events import (
@@ -135,6 +135,10 @@ def exited(state: State, event: ExecutorExited, now_s: float, out: Commands) -> 
         status = f"exit code {event.exit_code}"
     else:
         status = "status unknown"
+    if event.exit_code == EXIT_ENGINE_IMPOSSIBLE:
+        # Its last words may have been lost on the way; the exit code says the same.
+        executor.permanent = True
+        executor.detail = executor.detail or "its engine cannot run as it is configured"
     _died(state, executor, f"executor {executor.name} died ({status})", event, now_s, out)
 
 

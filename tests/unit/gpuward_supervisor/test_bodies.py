@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_a_linked_file_outlives_its_body(bodies: Bodies, tmp_path: Path) -> None
     assert bodies.read(body) == b"[1]"
     bodies.forget(body)
     assert owned.read_bytes() == b"[1]"
+
+
+def test_where_no_link_can_be_made_the_file_is_copied(
+    bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned = tmp_path / "owned.json"
+    owned.write_bytes(b"[1]")
+
+    def another_file_system(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", another_file_system)
+    assert bodies.read(bodies.link_file(owned, 3)) == b"[1]"
 
 
 def test_nothing_is_kept_under_an_unknown_id(bodies: Bodies) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gpuward_ipc.types import ExecutorName, Incarnation
+from gpuward_ipc.types import EXIT_ENGINE_IMPOSSIBLE, ExecutorName, Incarnation
 from gpuward_supervisor.core.commands import Command, Kill, Pause, SendPulse, SendWelcome, Spawn
 from gpuward_supervisor.core.decide import next_deadline
 from gpuward_supervisor.core.events import (
@@ -330,3 +330,11 @@ class TestDeath:
         stage.offer("a", 10)
         stage.engine_dies("gpu0")
         assert stage.cancelled("gpu0", 1)[0] == ack("gpu0", 1)
+
+
+def test_an_exit_code_that_says_impossible_ends_the_respawns_though_the_last_words_were_lost() -> None:
+    stage = Stage((1, 1))
+    stage.exit("gpu0", signal=None, code=EXIT_ENGINE_IMPOSSIBLE)
+    stage.sweep("gpu0")
+    assert stage.executor("gpu0").phase is ExecutorPhase.FAILED
+    assert stage.said("executor.failed")[0]["reason"] == "its engine cannot run as it is configured"

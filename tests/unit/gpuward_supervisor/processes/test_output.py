@@ -87,14 +87,14 @@ def test_one_turn_reads_a_bounded_amount(pipe: Pipe, monkeypatch: pytest.MonkeyP
 
 def test_a_flood_is_thinned_out_and_counted_but_its_end_is_kept_as_evidence(pipe: Pipe) -> None:
     lines = []
-    for block in range(20):
+    for block in range(100):
         lines += pipe.say(b"".join(b"line %d\n" % number for number in range(block * 100, block * 100 + 100)))
-    assert lines == [f"line {number}" for number in range(1000)]
-    assert pipe.reader.tail[-1] == "line 1999"
-    assert pipe.say(b"later\n", now_s=1.0) == ["… (1000 lines left out: more than 200 per second)", "later"]
-    for _ in range(5):
+    assert lines == [f"line {number}" for number in range(5000)]
+    assert pipe.reader.tail[-1] == "line 9999"
+    assert pipe.say(b"later\n", now_s=1.0) == ["… (5000 lines left out: more than 2000 per second)", "later"]
+    for _ in range(25):
         pipe.say(b"again\n" * 100, now_s=1.0)
-    assert pipe.reader.finish(1.0) == ["… (301 lines left out: more than 200 per second)"]
+    assert pipe.reader.finish(1.0) == ["… (501 lines left out: more than 2000 per second)"]
 
 
 def test_the_tail_is_bounded_in_lines_and_in_bytes(pipe: Pipe) -> None:
