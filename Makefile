@@ -66,6 +66,7 @@ chaos: $(DEV) ## Send JOBS jobs while engines and executors are killed at random
 
 bench: $(DEV) ## Measure jobs/s and added latency beside two bare baselines; JSON goes to bench/out/
 	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench.footprint
 
 clean: ## Remove caches and build output (.venv stays; remove it by hand to start anew)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build bench/out

@@ -372,6 +372,8 @@ class World:
             self.processes[self.random.choice(sorted(self.processes))].engine_dies()
 
     def _kill_supervisor(self) -> None:
+        if not self.queue.node_up:
+            return  # dead already, and about to be started again
         for process in self.processes.values():
             process.kill()
         self.queue.node_up = False
