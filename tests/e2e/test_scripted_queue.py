@@ -180,7 +180,8 @@ def test_a_slow_payload_holds_up_nothing_else(url_queue: DevQueueThread, start: 
     start(url_queue)
     url_queue.misbehave("slow-payload", delay_s=3.0)
     slow = url_queue.submit(payload_of(100))
-    wait_note(url_queue, slow, Note.OFFERED)
+    # The delay belongs to whichever download comes first: it must have struck before the quick job is there.
+    url_queue.wait_until(lambda broker: broker.counters().misbehaved >= 1, 20, "the slow download to begin")
     quick = url_queue.submit(payload_of(200))
     completed(url_queue, quick)
     assert url_queue.job(slow).status is Status.RUNNING

@@ -7,6 +7,7 @@ not known to be delivered, the core sends again.
 from __future__ import annotations
 
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,11 @@ from gpuward_supervisor.sources.websocket_frames import Pong
 
 _AUTH_STATUSES = frozenset({401, 403})
 _NEVER_S = float("inf")
+#: While this many events wait for the loop nothing is read from the queue, so that a flood waits on the
+#: queue's side. The loop takes less than a second for as many.
+BACKLOG_MAX = 4096
+#: How long at most to wait with reading before the backlog is looked at again.
+_BACKLOG_LOOK_S = 0.02
 
 
 class CasolaSource:
@@ -50,6 +56,7 @@ class CasolaSource:
         post: Post,
         post_all: PostAll | None = None,
         clock: Callable[[], float] = time.monotonic,
+        backlog: Callable[[], int] = lambda: 0,
     ) -> None:
         """Build it; ``start`` begins.
 
@@ -59,6 +66,7 @@ class CasolaSource:
             post: takes one event to the loop; called on this source's threads.
             post_all: takes several at once; ``post`` one by one when None.
             clock: monotonic seconds.
+            backlog: how many events were posted and not taken by the loop yet; any thread.
         """
         self._settings = settings
         self._name = settings.name
@@ -66,6 +74,9 @@ class CasolaSource:
         self._post = post
         self._post_all = post_all
         self._clock = clock
+        self._backlog = backlog
+        #: Nothing is read until the loop has caught up.
+        self._flooded = False
         self._url = settings.url.rstrip("/") + "/ws"
         self._mailbox: Mailbox[SourceCommand | Dial] = Mailbox()
         self._poller = select.poll()
@@ -161,22 +172,27 @@ class CasolaSource:
 
     def _timeout_ms(self) -> int:
         link = self._link
-        if link is not None and link.unread:
+        if link is not None and link.unread and not self._flooded:
             return 0
         due_s = min(self._close_by_s, self._dial_at_s if link is None else link.next_deadline())
+        if self._flooded:
+            due_s = min(due_s, self._clock() + _BACKLOG_LOOK_S)
         # Rounded up: waking a fraction early would spin until the deadline.
         return max(0, int((due_s - self._clock()) * 1000) + 1)
 
     def _turn(self, ready: set[int]) -> None:
         """One turn: what came in goes to the core at once, then what the core wants goes out."""
         link = self._link
-        if link is not None and (link.descriptor in ready or link.unread):
+        self._flooded = self._backlog() >= BACKLOG_MAX
+        if link is not None and (link.descriptor in ready or link.unread) and not self._flooded:
             self._read(link)
             self._deliver()
         for command in self._mailbox.take():
             self._take(command)
         now_s = self._clock()
         if self._link is not None:
+            if self._flooded:
+                self._link.not_reading(now_s)
             self._write(self._link, now_s)
         elif self._close_by_s < _NEVER_S:
             self._end()
@@ -211,11 +227,14 @@ class CasolaSource:
         self._dial.start()
 
     def _dialled(self, dial: Dial) -> None:
+        outcome = dial.outcome
         if dial is not self._dial:
+            # It was given up while its outcome lay in the mailbox.
+            if isinstance(outcome, socket.socket):
+                outcome.close()
             return
         self._dial = None
         now_s = self._clock()
-        outcome = dial.outcome
         if isinstance(outcome, DialFailed):
             self._failed(outcome, now_s)
             return
@@ -345,7 +364,7 @@ class CasolaSource:
         if link.lost:
             self._lost(link, now_s)
             return
-        wanted = select.POLLIN | (select.POLLOUT if link.wants_write else 0)
+        wanted = (0 if self._flooded else select.POLLIN) | (select.POLLOUT if link.wants_write else 0)
         if wanted != self._poll_mask:
             self._poll_mask = wanted
             self._poller.modify(link.descriptor, wanted)

@@ -68,18 +68,21 @@ class Intake:
                 return []
             case protocol.Ignored(reason=reason):
                 return self._ignore(reason)
-            case protocol.Unusable(job=job):
-                return [self._refused(job, connection, "the payload is nested too deeply to be read")]
+            case protocol.Unusable(job=job, reason=reason):
+                return [self._refused(job, connection, reason)]
             case _:
                 assert_never(message)
 
     def _offer(self, job: protocol.Job, connection: ConnectionId) -> SupervisorEvent:
+        task = protocol.peek_task(job.payload)
+        if refusal := protocol.names_fault(job, task):
+            return self._refused(job, connection, refusal)
         if job.payload_url:
-            return self._offered(job, connection)
+            return self._offered(job, connection, task)
         with memoryview(job.payload) as payload:
             body_bytes = len(payload)
             if body_bytes <= INLINE_BODY_MAX_BYTES:
-                return self._offered(job, connection, self._bodies.put(bytes(payload)), body_bytes)
+                return self._offered(job, connection, task, self._bodies.put(bytes(payload)), body_bytes)
             # Written on this thread: the loop must not wait for a disk.
             landing = Landing(self._bodies)
             try:
@@ -88,12 +91,13 @@ class Intake:
                 landing.discard()
                 text = f"this node has no room for the payload of {body_bytes} bytes: {error}"
                 return self._refused(job, connection, text)
-        return self._offered(job, connection, landing.keep(), body_bytes)
+        return self._offered(job, connection, task, landing.keep(), body_bytes)
 
     def _offered(
         self,
         job: protocol.Job,
         connection: ConnectionId,
+        task: str = "",
         body: BodyId | None = None,
         body_bytes: int = 0,
         refusal: str = "",
@@ -105,7 +109,7 @@ class Intake:
             job_id=JobId(job.job_id or ""),
             fence=Fence(job.fence_token),
             mode=protocol.mode_of(job),
-            task=protocol.peek_task(job.payload),
+            task=task,
             config_id=job.config_id or "",
             body=body,
             body_bytes=body_bytes,
@@ -120,16 +124,16 @@ class Intake:
         return self._offered(job, connection, refusal=refusal)
 
     def _oversized(self, message: Oversized, connection: ConnectionId) -> list[SupervisorEvent]:
-        found = protocol.decode_ends(message.head, message.tail)
-        if isinstance(found, protocol.Ignored):
-            return self._ignore(
-                f"message of {message.size_bytes} bytes, limit {self._limit_bytes}: {found.reason}"
-            )
         refusal = (
             f"the job's message of {message.size_bytes} bytes exceeds this node's limit of "
             f"{self._limit_bytes} bytes: send a smaller payload, or have the queue pass it by URL"
         )
-        return [self._refused(found.job, connection, refusal)]
+        found = protocol.decode_ends(message.head, message.tail, refusal)
+        if isinstance(found, protocol.Ignored):
+            return self._ignore(
+                f"message of {message.size_bytes} bytes, limit {self._limit_bytes}: {found.reason}"
+            )
+        return [self._refused(found.job, connection, found.reason)]
 
     def _ignore(self, reason: str) -> list[SupervisorEvent]:
         self.frames_ignored += 1

@@ -115,6 +115,10 @@ class CasolaLink:
         """Read what is there."""
         return self._websocket.receive()
 
+    def not_reading(self, now_s: float) -> None:
+        """Say that ``receive`` was put off although something may wait."""
+        self._websocket.not_reading(now_s)
+
     def send(self, command: LinkCommand) -> None:
         """Write a command, in the order of the calls; a first ``Register`` overtakes what came before it."""
         if self.lost:

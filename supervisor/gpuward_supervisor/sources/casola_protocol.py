@@ -62,6 +62,7 @@ class Unusable(msgspec.Struct, frozen=True, gc=False):
     """A job that is known by its ends only, so that it can be refused but not run."""
 
     job: Job
+    reason: str
 
 
 Inbound = Job | Revoked | ResultRefEcho | QueueError | Ignored | Unusable
@@ -71,8 +72,14 @@ _inbound: msgspec.json.Decoder[Job | Revoked | ResultRefEcho | QueueError] = msg
 )
 _job = msgspec.json.Decoder(Job)
 
+#: Longer ids and task names are refused, in characters: they travel in the header of an assignment, and one
+#: that is too long for its frame would cut the executor's link, with the messages of other jobs on it.
+NAME_MAX_CHARS = 4096
+
 #: How much of a message's two ends is looked at when the whole cannot be decoded.
 _END_BYTES = 8 * 1024
+#: How many members are looked for at each end. A job has few; a message of nothing else must not cost much.
+_END_MEMBERS_MAX = 32
 
 
 def decode(message: bytes | bytearray) -> Inbound:
@@ -80,16 +87,22 @@ def decode(message: bytes | bytearray) -> Inbound:
     try:
         decoded = _inbound.decode(message)
     except RecursionError:
-        # A payload nested too deeply for any parser: say so to its caller instead of letting the job lapse.
-        return decode_ends(bytes(message[:_END_BYTES]), bytes(message[-_END_BYTES:]))
+        return _by_its_ends(message, "the payload is nested too deeply to be read")
     except _MALFORMED as error:
-        return Ignored(f"{_kind_of(message)}: {error}")
+        # A queue written in JavaScript passes on half a surrogate pair (an emoji that was cut in two), which
+        # is no text to our decoder: say so to the caller instead of letting the job lapse.
+        found = _by_its_ends(message, f"the payload is not readable as JSON: {error}")
+        return found if isinstance(found, Unusable) else Ignored(f"{_kind_of(message)}: {error}")
     if isinstance(decoded, Job) and not decoded.job_id:
         return Ignored("a job without a job_id: it cannot be answered")
     return decoded
 
 
-def decode_ends(head: bytes, tail: bytes) -> Unusable | Ignored:
+def _by_its_ends(message: bytes | bytearray, reason: str) -> Unusable | Ignored:
+    return decode_ends(bytes(message[:_END_BYTES]), bytes(message[-_END_BYTES:]), reason)
+
+
+def decode_ends(head: bytes, tail: bytes, reason: str) -> Unusable | Ignored:
     """Find out which job a message is about whose middle is missing.
 
     Only members of the outermost object count: those before the first value that is no scalar, and those
@@ -98,6 +111,7 @@ def decode_ends(head: bytes, tail: bytes) -> Unusable | Ignored:
     Args:
         head: first bytes of the message.
         tail: last bytes of the message; may overlap with ``head``.
+        reason: why it cannot be run, for its caller.
     """
     members = _leading_members(head) + _trailing_members(tail)
     try:
@@ -106,7 +120,7 @@ def decode_ends(head: bytes, tail: bytes) -> Unusable | Ignored:
         return Ignored(f"no job can be made out: {error}")
     if not job.job_id:
         return Ignored("no job_id can be made out")
-    return Unusable(job)
+    return Unusable(job, reason)
 
 
 def mode_of(job: Job) -> Mode:
@@ -133,8 +147,8 @@ def _leading_members(head: bytes) -> list[bytes]:
     start = head.find(b"{") + 1
     if not start or head[: start - 1].strip():
         return []
-    members = []
-    while found := _FIRST.match(head, start):
+    members: list[bytes] = []
+    while len(members) < _END_MEMBERS_MAX and (found := _FIRST.match(head, start)):
         members.append(found.group(1))
         start = found.end()
     return members
@@ -147,10 +161,20 @@ def _trailing_members(tail: bytes) -> list[bytes]:
     rest = rest[:-1]
     members: list[bytes] = []
     # Member by member from the end. A quote inside a string is escaped, so a match never starts in one.
-    while found := _LAST.search(rest):
+    while len(members) < _END_MEMBERS_MAX and (found := _last_member(rest)):
         members.insert(0, found.group(1))
         rest = rest[: found.start()]
     return members
+
+
+def _last_member(rest: bytes) -> re.Match[bytes] | None:
+    # From the right: a search from the left would look at every member for each one that it finds.
+    at = rest.rfind(b",")
+    while at >= 0:
+        if found := _LAST.match(rest, at):
+            return found
+        at = rest.rfind(b",", 0, at)
+    return None
 
 
 class _Kind(msgspec.Struct, frozen=True, gc=False):
@@ -184,6 +208,15 @@ def peek_task(payload: bytes | msgspec.Raw | memoryview) -> str:
         return _task.decode(payload).task
     except _MALFORMED:
         return ""
+
+
+def names_fault(job: Job, task: str) -> str:
+    """Why a job of these names cannot be given to an executor; empty when it can."""
+    names = (("job id", job.job_id), ("config id", job.config_id), ("task name", task))
+    for what, name in names:
+        if name is not None and len(name) > NAME_MAX_CHARS:
+            return f"the {what} has {len(name)} characters: at most {NAME_MAX_CHARS} are taken"
+    return ""
 
 
 def json_fault(data: bytes | memoryview) -> str:

@@ -132,6 +132,9 @@ def upload(url: str, chunks: Iterable[bytes], size_bytes: int, *, timeout_s: flo
                 raise _refused(what, answer)
     except (OSError, http.client.HTTPException) as error:
         raise _broken(what, error) from error
+    except ValueError as error:
+        # A host that cannot be looked up (``a..b``) shows only here.
+        raise TransferFailed(f"{what}: not a URL ({error})", retry=False) from error
     finally:
         wire.lift()
         connection.close()
@@ -157,6 +160,9 @@ def _get(url: str, sink: Callable[[bytes], None], max_bytes: int, timeout_s: flo
             return ""
     except (OSError, http.client.HTTPException) as error:
         raise _broken(what, error) from error
+    except ValueError as error:
+        # A host that cannot be looked up (``a..b``) or a Location that is none shows only here.
+        raise TransferFailed(f"{what}: not a URL, or redirected to none ({error})", retry=False) from error
     finally:
         wire.lift()
         connection.close()
@@ -240,4 +246,5 @@ def _broken(what: str, error: OSError | http.client.HTTPException) -> TransferFa
 
 
 def _shown(url: str) -> str:
-    return without_credentials(url)[:300]
+    # Cut here, too: only in a URL as it should be is the query sure to be found in a text.
+    return without_credentials(re.split("[?#]", url, maxsplit=1)[0])[:300]

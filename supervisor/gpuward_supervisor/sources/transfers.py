@@ -13,12 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 
+import structlog
+
 from gpuward_ipc.types import Fence, JobId
 from gpuward_supervisor.core import commands as do
 from gpuward_supervisor.core import events
 from gpuward_supervisor.sources.backoff import Backoff
 from gpuward_supervisor.sources.base import BodyStore, Post, TransferSettings
-from gpuward_supervisor.sources.casola_protocol import json_fault, peek_task
+from gpuward_supervisor.sources.casola_protocol import NAME_MAX_CHARS, json_fault, peek_task
 from gpuward_supervisor.sources.presigned import TransferFailed, Wire, download, upload
 from gpuward_supervisor.sources.spooling import FileChunks, Landing, SpoolFailed
 
@@ -101,10 +103,13 @@ class Transfers:
             if transfer.abandoned.is_set():
                 continue
             command = transfer.command
-            if isinstance(command, do.FetchPayload):
-                self._fetch(transfer, command)
-            else:
-                self._upload(transfer, command)
+            try:
+                if isinstance(command, do.FetchPayload):
+                    self._fetch(transfer, command)
+                else:
+                    self._upload(transfer, command)
+            except Exception as error:  # noqa: BLE001 - the thread's border: a bug must cost this job only
+                self._broke(transfer, error)
 
     # ---------------------------------------------------------------- the two kinds
 
@@ -182,6 +187,19 @@ class Transfers:
 
     # ---------------------------------------------------------------- what both share
 
+    def _broke(self, transfer: _Transfer, error: Exception) -> None:
+        """End a transfer that met a bug of ours: without an event its job would never end."""
+        command = transfer.command
+        source, job_id, fence = command.source, command.job_id, command.fence
+        structlog.get_logger("gpuward").exception("transfer.failed", source=source, job_id=job_id)
+        text = f"internal error of the worker ({type(error).__name__})"
+        if isinstance(command, do.FetchPayload):
+            event = self._fetch_failed(command, text)
+        else:
+            text = f"the result could not be uploaded: {text}"
+            event = events.ResultUploadFailed(source=source, job_id=job_id, fence=fence, error=text)
+        self._end(transfer, lambda: event)
+
     def _with_retries(self, transfer: _Transfer, attempt: Callable[[], None]) -> None:
         settings = self._settings
         backoff = Backoff(
@@ -213,6 +231,9 @@ class Transfers:
         timer.start()
         try:
             attempt()
+            if wire.is_cut:
+                # A body of unknown length ends with its connection: what came is not the whole.
+                raise TransferFailed("cut", retry=True)
         except TransferFailed as failed:
             if wire.is_cut:
                 raise TransferFailed(f"not done within {deadline_s:g} s", retry=True) from failed
@@ -227,21 +248,27 @@ class Transfers:
         with self._lock:
             if transfer.abandoned.is_set():
                 return False
+            happened = event()
             self._open[job].remove(transfer)
             if not self._open[job]:
                 del self._open[job]
-            self._post(event())
+            self._post(happened)
             return True
 
 
 def _checked_task(landing: Landing) -> str:
     content = landing.content()
     if isinstance(content, bytes):
-        data: bytes | memoryview = content
-        if fault := json_fault(data):
-            raise TransferFailed(f"it is not JSON: {fault}", retry=False)
-        return peek_task(data)
+        return _task_of(content)
     with mmap.mmap(content, 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-        if fault := json_fault(view):
-            raise TransferFailed(f"it is not JSON: {fault}", retry=False)
-        return peek_task(view)
+        return _task_of(view)
+
+
+def _task_of(payload: bytes | memoryview) -> str:
+    if fault := json_fault(payload):
+        raise TransferFailed(f"it is not JSON: {fault}", retry=False)
+    task = peek_task(payload)
+    if len(task) > NAME_MAX_CHARS:
+        text = f"its task name has {len(task)} characters: at most {NAME_MAX_CHARS} are taken"
+        raise TransferFailed(text, retry=False)
+    return task

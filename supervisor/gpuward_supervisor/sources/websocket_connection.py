@@ -191,6 +191,11 @@ class WebSocketConnection:
                 self._add_ping(b"k%d" % self._pings_sent, keepalive=True)
                 self._pong_by_s = now_s + self._pong_timeout_s
 
+    def not_reading(self, now_s: float) -> None:
+        """Say, and say again while it holds, that a pong may wait unread: the peer is not late."""
+        if self._awaited is not None:
+            self._pong_by_s = now_s + self._pong_timeout_s
+
     def next_deadline(self) -> float:
         """When ``tick`` has something to do, on the clock."""
         return self._ping_at_s if self._awaited is None else min(self._ping_at_s, self._pong_by_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from gpuward_supervisor.core.events import (
 )
 from gpuward_supervisor.secrets import Secret
 from gpuward_supervisor.sources.base import CasolaSettings, SourceState
-from gpuward_supervisor.sources.casola import CasolaSource
+from gpuward_supervisor.sources.casola import BACKLOG_MAX, CasolaSource
+from gpuward_supervisor.sources.websocket_dial import Dial
 from support.event_inbox import EventInbox
 from support.patience import Patience
 from support.scripted_queue import ScriptedQueue, job_message
@@ -54,7 +56,7 @@ def bodies(tmp_path: Path) -> Bodies:
 def start(queue: ScriptedQueue, inbox: EventInbox, bodies: Bodies) -> Iterator[Start]:
     started: list[CasolaSource] = []
 
-    def _start(**settings: Any) -> CasolaSource:
+    def _start(backlog: Callable[[], int] = lambda: 0, **settings: Any) -> CasolaSource:
         fast = {"backoff_first_s": 0.001, "backoff_max_s": 0.002, "barrier_interval_s": 0.001}
         known: dict[str, Any] = {
             "url": queue.url,
@@ -62,7 +64,8 @@ def start(queue: ScriptedQueue, inbox: EventInbox, bodies: Bodies) -> Iterator[S
             "worker_id": "w",
             "token": Secret("tok-secret"),
         }
-        source = CasolaSource(CasolaSettings(**(known | fast | settings)), bodies, inbox.post, inbox.post_all)
+        whole = CasolaSettings(**(known | fast | settings))
+        source = CasolaSource(whole, bodies, inbox.post, inbox.post_all, backlog=backlog)
         source.start()
         started.append(source)
         return source
@@ -420,3 +423,38 @@ def test_events_are_posted_one_by_one_where_nothing_better_is_offered(
     assert [inbox.next(JobOffered).job_id for _ in range(2)] == ["a", "b"]
     source.send(close())
     assert source.join(PATIENCE_S)
+
+
+# ---------------------------------------------------------------- a flood
+
+
+def test_nothing_is_read_while_the_loop_is_far_behind(
+    queue: ScriptedQueue, inbox: EventInbox, start: Start
+) -> None:
+    """Or a queue that sends without end would fill the memory."""
+    behind = BACKLOG_MAX
+    source = start(backlog=lambda: behind)
+    connection = queue.accept()
+    connection.send(job_message("j1"))
+    assert inbox.next(SourceConnected).connection == 1
+    for _ in range(5):
+        source.send(register(1))
+        assert connection.next()["type"] == "register"
+    assert inbox.empty()
+    behind = 0
+    assert inbox.next(JobOffered).job_id == "j1"
+    assert source.snapshot().connection == 1
+
+
+def test_a_connection_that_comes_after_its_dial_was_given_up_is_closed(
+    bodies: Bodies, inbox: EventInbox
+) -> None:
+    """Its outcome may lie in the mailbox already when the time for it is over."""
+    settings = CasolaSettings(url="ws://q", config_id="c", worker_id="w")
+    source = CasolaSource(settings, bodies, inbox.post)
+    late = Dial("ws://q/ws", "", 1.0, lambda _: None)
+    late.outcome, peer = socket.socketpair()
+    with peer:
+        source._take(late)
+        assert peer.recv(1) == b""
+    assert source.snapshot().connection == 0

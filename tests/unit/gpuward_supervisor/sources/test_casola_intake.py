@@ -173,3 +173,13 @@ def test_the_echo_of_a_result_reference_means_nothing(intake: Intake) -> None:
     with capture_logs() as logs:
         assert take(intake, {"type": "job_result_ref", "job_id": "a"}) == []
     assert logs == []
+
+
+@pytest.mark.parametrize("fields", [{"payload": {"task": "t" * 2_000_000}}, {"config_id": "c" * 2_000_000}])
+def test_a_job_whose_names_would_burst_the_frame_of_an_assignment_is_refused(
+    intake: Intake, bodies: Bodies, fields: dict[str, object]
+) -> None:
+    event = offer(intake, job_message(**fields))
+    assert "has 2000000 characters" in event.refusal
+    assert event.body is None
+    assert len(bodies) == 0

@@ -191,6 +191,16 @@ def test_a_pong_proves_that_reports_were_read(ends: Ends) -> None:
     assert ends.queue.pings == [b"b5"]
 
 
+def test_a_pong_of_another_ping_proves_nothing(ends: Ends) -> None:
+    """The keep-alive's, or one that nobody asked for: the report may be unread."""
+    ends.queue.answers_pings = False
+    ends.write(REGISTER, ends.result(1), hurry=True)
+    assert ends.link.pong(Pong(b"k7")) == []
+    assert ends.link.pong(Pong(b"b2")) == []
+    assert not ends.link.delivered
+    assert [type(event) for event in ends.link.pong(Pong(b"b1"))] == [ReportsDelivered]
+
+
 def test_there_is_no_barrier_without_a_report(ends: Ends) -> None:
     progress = do.ReportProgress(**ON, job_id=JobId("a"), fence=Fence(7))
     ends.write(REGISTER, progress, do.Pause(**ON))

@@ -135,7 +135,7 @@ def test_an_unknown_type_is_named() -> None:
 @UNTIMED
 def test_no_bytes_make_it_raise(text: bytes) -> None:
     decode(text)
-    protocol.decode_ends(text, text)
+    protocol.decode_ends(text, text, "why")
     protocol.peek_task(text)
 
 
@@ -163,11 +163,35 @@ def test_a_job_nested_too_deeply_is_known_well_enough_to_be_refused() -> None:
     assert (decoded.job.job_id, decoded.job.fence_token) == ("a", 3)
 
 
+@pytest.mark.parametrize("fence_first", [True, False])
+def test_a_job_with_half_an_emoji_is_known_well_enough_to_be_refused(fence_first: bool) -> None:
+    """What JavaScript makes of a text that was cut inside an emoji; ignored, the job would lapse for ever."""
+    payload = b'"payload":{"messages":[{"role":"user","content":"cut \\ud83d"}]}'
+    members = (b'"fence_token":3', payload) if fence_first else (payload, b'"fence_token":3')
+    decoded = decode(b'{"type":"job","job_id":"a","mode":"persisted",%b}' % b",".join(members))
+    assert isinstance(decoded, Unusable)
+    assert (decoded.job.job_id, decoded.job.fence_token, decoded.job.mode) == ("a", 3, "persisted")
+    assert "not readable as JSON" in decoded.reason
+
+
+@pytest.mark.parametrize("name", ["job_id", "config_id", "task"])
+def test_a_name_too_long_for_an_assignment_is_a_fault(name: str) -> None:
+    names = {"job_id": "a", "config_id": "c", "task": "t"}
+    limit = protocol.NAME_MAX_CHARS
+
+    def fault_of(length: int) -> str:
+        given = names | {name: "x" * length}
+        return protocol.names_fault(Job(job_id=given["job_id"], config_id=given["config_id"]), given["task"])
+
+    assert not fault_of(limit)
+    assert f"has {limit + 1} characters" in fault_of(limit + 1)
+
+
 # ---------------------------------------------------------------- a message known by its ends
 
 
 def ends(text: bytes, keep: int = 60) -> Job | None:
-    found = protocol.decode_ends(text[:keep], text[-keep:])
+    found = protocol.decode_ends(text[:keep], text[-keep:], "why")
     return found.job if isinstance(found, Unusable) else None
 
 
@@ -218,6 +242,15 @@ def test_a_payload_that_is_a_long_string_cannot_either() -> None:
 )
 def test_ends_that_name_no_job_are_ignored(text: bytes) -> None:
     assert ends(text) is None
+
+
+def test_only_a_few_members_of_each_end_are_looked_at() -> None:
+    """To look at all of a thousand took a quarter of a second, in which nothing else was done."""
+    few, many = b',"x":1' * 20, b',"x":1' * 1200
+    assert ends(b'{"type":"job","payload":[],"job_id":"a"' + few + b"}", keep=8192) is not None
+    assert ends(b'{"type":"job","payload":[],"job_id":"a"' + many + b"}", keep=8192) is None
+    assert ends(b'{"type":"job"' + few + b',"job_id":"a","payload":[]}', keep=8192) is not None
+    assert ends(b'{"type":"job"' + many + b',"job_id":"a","payload":[]}', keep=8192) is None
 
 
 @given(TEXT, st.integers(min_value=-(2**63), max_value=2**63 - 1), JSON)

@@ -98,6 +98,14 @@ def test_an_error_never_shows_the_query_of_a_url(store: ScriptedStore) -> None:
 
 @pytest.mark.parametrize(
     "url",
+    ["/key", "key", "http:key", "http://localhost/a b", "http://localhost/a\r\nb", "http://localhost\n/b"],
+)
+def test_an_error_never_shows_the_query_of_what_is_no_url_either(url: str) -> None:
+    assert "abcdef" not in str(failure(f"{url}?X-Amz-Signature=abcdef"))
+
+
+@pytest.mark.parametrize(
+    "url",
     [
         "file:///etc/passwd",
         "ftp://localhost/x",
@@ -114,6 +122,19 @@ def test_an_error_never_shows_the_query_of_a_url(store: ScriptedStore) -> None:
 def test_only_whole_http_urls_are_fetched(url: str) -> None:
     failed = failure(url)
     assert not failed.retry
+
+
+@pytest.mark.parametrize("host", ["a..b", ".a", "a" * 64 + ".b"])
+def test_a_host_that_no_lookup_takes_is_a_failure(host: str) -> None:
+    assert not failure(f"http://{host}/x").retry
+    with pytest.raises(TransferFailed, match="not a URL"):
+        put(f"http://{host}/x", b"{}")
+
+
+@pytest.mark.parametrize("location", ["http://[::1/x", "//[", "http://a..b/"])
+def test_a_redirect_to_no_url_is_a_failure(store: ScriptedStore, location: str) -> None:
+    store.answers.append(Answer(status=302, headers=(("Location", location),)))
+    assert not failure(store.url).retry
 
 
 def test_redirects_are_followed(store: ScriptedStore) -> None:

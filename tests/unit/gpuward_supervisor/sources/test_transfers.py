@@ -122,6 +122,46 @@ def test_a_payload_that_is_not_json_is_refused(
     assert len(bodies) == 0
 
 
+def test_a_payload_whose_task_name_no_assignment_could_carry_is_refused(
+    store: ScriptedStore, bodies: Bodies, inbox: EventInbox, transfers: Transfers
+) -> None:
+    store.answers.append(Answer(body=b'{"task":"' + b"t" * 5_000 + b'"}'))
+    transfers.begin(fetch(store.url))
+    assert "task name has 5000 characters" in inbox.next(PayloadFetchFailed).error
+    assert len(bodies) == 0
+
+
+def test_hosts_that_cannot_be_looked_up_fail_their_jobs_and_no_others(
+    store: ScriptedStore, bodies: Bodies, inbox: EventInbox
+) -> None:
+    transfers = Transfers(TransferSettings(concurrency=1), bodies, inbox.post)
+    transfers.begin(fetch("http://a..b/x"))
+    assert "not a URL" in inbox.next(PayloadFetchFailed).error
+    store.answers.append(Answer(body=b"{}"))
+    transfers.begin(fetch(store.url, "b"))
+    assert inbox.next(PayloadFetched).job_id == "b"
+
+
+def test_a_bug_in_a_transfer_costs_that_job_only(
+    store: ScriptedStore, bodies: Bodies, inbox: EventInbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    transfers = Transfers(TransferSettings(concurrency=1), bodies, inbox.post)
+    with monkeypatch.context() as patched:
+        patched.setattr("gpuward_supervisor.sources.transfers.download", broken)
+        patched.setattr("gpuward_supervisor.sources.transfers.upload", broken)
+        transfers.begin(fetch(store.url))
+        assert "internal error of the worker (ZeroDivisionError)" in inbox.next(PayloadFetchFailed).error
+        transfers.begin(put(store.url, bodies.put(b"1")))
+        assert "internal error of the worker (ZeroDivisionError)" in inbox.next(ResultUploadFailed).error
+    assert transfers.running == 0
+    store.answers.append(Answer(body=b"{}"))
+    transfers.begin(fetch(store.url, "b"))
+    assert inbox.next(PayloadFetched).job_id == "b"
+
+
 def test_a_payload_beyond_the_limit_is_refused(
     store: ScriptedStore, bodies: Bodies, inbox: EventInbox
 ) -> None:
@@ -153,6 +193,17 @@ def test_a_server_that_trickles_is_cut_off_at_the_deadline(
     error = inbox.next(PayloadFetchFailed).error
     assert "not done within 0.05 s" in error
     assert "2 tries" in error
+
+
+def test_what_came_until_the_deadline_is_not_taken_for_the_whole(
+    store: ScriptedStore, bodies: Bodies, inbox: EventInbox
+) -> None:
+    """A body of unknown length ends with its connection, and it is we who have cut that."""
+    transfers = Transfers(TransferSettings(deadline_s=0.05, attempts=1), bodies, inbox.post)
+    unknown_length = (("Transfer-Encoding", "identity"),)
+    store.answers.append(Answer(body=b'{"task":"t"} and more', stall_after=12, headers=unknown_length))
+    transfers.begin(fetch(store.url))
+    assert "not done within 0.05 s" in inbox.next(PayloadFetchFailed).error
 
 
 # ---------------------------------------------------------------- results

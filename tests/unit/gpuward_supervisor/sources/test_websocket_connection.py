@@ -308,6 +308,19 @@ class TestPings:
         connection.tick(clock.pass_s(0.1))
         assert connection.lost == "no pong within 10 s of a ping"
 
+    def test_a_pong_that_we_did_not_read_is_not_late(
+        self, ends: tuple[WebSocketConnection, Peer], clock: Clock
+    ) -> None:
+        connection, peer = ends
+        connection.tick(clock.pass_s(30))
+        connection.flush()
+        assert peer.take()[0] == PING
+        connection.not_reading(clock.pass_s(9))
+        connection.tick(clock.pass_s(9))
+        assert not connection.lost
+        connection.tick(clock.pass_s(1))
+        assert connection.lost == "no pong within 10 s of a ping"
+
     def test_messages_of_a_peer_that_does_not_read_do_not_replace_a_pong(
         self, ends: tuple[WebSocketConnection, Peer], clock: Clock
     ) -> None:
