@@ -65,6 +65,10 @@ def list_gpus(timeout_s: float = 15.0) -> GpuInventory:
             error=f"NVML did not answer in {timeout_s:g} s; a GPU or its driver is stuck: look at `dmesg` "
             "for Xid messages and at `nvidia-smi`",
         )
+    except BaseException:  # we are asked to stop: nobody would end it, and it may hang for ever
+        asking.kill()
+        _bury(asking)
+        raise
     if asking.returncode == 0:
         try:
             return msgspec.json.decode(answer, type=GpuInventory)

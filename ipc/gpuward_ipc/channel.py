@@ -67,11 +67,8 @@ class ExecutorRouter:
         self._socket.setsockopt(zmq.MAXMSGSIZE, FRAME_MAX_BYTES)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
         self._socket.setsockopt(zmq.ZAP_DOMAIN, b"gpuward")
-        before = os.umask(0o077)
-        try:
-            self._socket.bind(endpoint)
-        finally:
-            os.umask(before)
+        self._endpoint = endpoint
+        self._bind()
         #: Messages that were no messages of ours; shown in ``status``.
         self.malformed = 0
         self._senders: dict[bytes, tuple[ExecutorName, Incarnation]] = {}
@@ -81,6 +78,30 @@ class ExecutorRouter:
     def socket(self) -> zmq.Socket[bytes]:
         """The socket, to poll on."""
         return self._socket
+
+    def restore(self) -> bool:
+        """Bind again where the socket's file was deleted: nobody new finds us without; True when it was so.
+
+        Connections that stand are not touched.
+
+        Raises:
+            OSError: the endpoint cannot be bound any more.
+        """
+        if os.path.lexists(self._endpoint.removeprefix("ipc://")):
+            return False
+        # No unbind first: it ends in the background, and would then delete the file of the new binding.
+        try:
+            self._bind()
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"{self._endpoint} cannot be bound again: {error}") from error
+        return True
+
+    def _bind(self) -> None:
+        before = os.umask(0o077)
+        try:
+            self._socket.bind(self._endpoint)
+        finally:
+            os.umask(before)
 
     def receive(self, limit: int = 256) -> Iterator[Received]:
         """Yield the messages that are ready, at most ``limit``; never blocks, skips malformed ones."""

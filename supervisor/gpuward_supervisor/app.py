@@ -30,6 +30,9 @@ from gpuward_supervisor.loop import Loop
 from gpuward_supervisor.mailbox import Mailbox
 from gpuward_supervisor.outbox import Outbox
 from gpuward_supervisor.output_relay import OutputRelay
+from gpuward_supervisor.processes import open_files
+from gpuward_supervisor.processes import runtime_dir as folder
+from gpuward_supervisor.processes.base import Launch
 from gpuward_supervisor.processes.posix import PosixProcessHost
 from gpuward_supervisor.processes.signals import Signals
 from gpuward_supervisor.sources.base import Source
@@ -96,7 +99,7 @@ def _build(config: NodeConfig, signals: Signals, stack: ExitStack, log: structlo
 
     Raises:
         JournalError: the state directory is somebody else's.
-        OSError: the runtime directory cannot be used.
+        OSError: the runtime directory cannot be used, or the limit on open files is too low.
         zmq.ZMQError: the executor link cannot be bound.
     """
     log.info(
@@ -111,6 +114,8 @@ def _build(config: NodeConfig, signals: Signals, stack: ExitStack, log: structlo
     for setup in config.executors:
         log.info("node.executor", **engine_summary(setup))
 
+    slots_max = max((setup.slots for setup in config.executors), default=0)
+    open_files.ensure(open_files.needed(len(config.executors), slots_max))
     journal = Journal.open(config.state_dir)
     stack.callback(journal.close)
     host = PosixProcessHost(
@@ -131,13 +136,19 @@ def _build(config: NodeConfig, signals: Signals, stack: ExitStack, log: structlo
     spawning = Spawning(config, endpoint, transit, os.environ)
     link = ExecutorLink(router, bodies, host.pid_of, spawning.spool_of)
 
+    def launch(executor: ExecutorName, incarnation: Incarnation) -> Launch:
+        # Not `or`: both may be gone.
+        if any([folder.restore(config.runtime_dir, host.tag), router.restore()]):
+            log.warning("runtime_dir.restored", runtime_dir=str(config.runtime_dir), reason="it was deleted")
+        return spawning.launch(executor, incarnation)
+
     mailbox: Mailbox[SupervisorEvent] = Mailbox()
     stack.callback(mailbox.close)
-    source = build_source(config.casola, bodies, mailbox.post, mailbox.post_all)
+    source = build_source(config.casola, bodies, mailbox.post, mailbox.post_all, mailbox.__len__)
     effects = Effects(
         link=link,
         host=host,
-        launch_of=spawning.launch,
+        launch_of=launch,
         sources={config.casola.name: source},
         outbox=outbox,
         bodies=bodies,

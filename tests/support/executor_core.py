@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpuward_executors.core.commands import ExecutorCommand, Note, Send
 from gpuward_executors.core.decide import decide, initial_state
 from gpuward_executors.core.events import EngineAnswered, EngineStarted, ExecutorEvent, RunSucceeded, Ticked
@@ -13,9 +15,8 @@ NAME = ExecutorName("gpu0")
 
 
 def policy(**fields: object) -> ExecutorPolicy:
-    return ExecutorPolicy(
-        **{"executor": NAME, "incarnation": Incarnation(3), "pid": 77, "slots": 2, **fields}
-    )  # type: ignore[arg-type]
+    given: dict[str, Any] = {"executor": NAME, "incarnation": Incarnation(3), "pid": 77, "slots": 2, **fields}
+    return ExecutorPolicy(**given)
 
 
 def feed(state: State, *events: ExecutorEvent, at_s: float = 0.0) -> list[ExecutorCommand]:

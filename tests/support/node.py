@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -270,21 +271,32 @@ def process_ppid(process: psutil.Process) -> int:
         return 0
 
 
+#: Below the ports that Linux gives to outgoing connections, which come between a look at a port and its use.
+_PORTS = range(10_000, 32_000)
+_PORTS_PER_WORKER = len(_PORTS) // 8
+#: Ports that this process has given out: the first node may not listen yet when the second one is made.
+_given: set[int] = set()
+
+
 def free_port_block(size: int) -> int:
     """First port of a block that nothing listens on, different for each test worker process."""
-    import socket
-
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0)
-    base = 21000 + worker * 4000 + (os.getpid() * 64) % 3000
-    for start in range(base, base + 900, 64):
-        free = True
-        for port in range(start, start + size, 16):
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    free = False
-                    break
-        if free:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = _PORTS.start + worker % 8 * _PORTS_PER_WORKER
+    starts = list(range(first, first + _PORTS_PER_WORKER - size, 16))
+    # Several runs of the tests on one machine begin at different places.
+    begin = os.getpid() * 7 % len(starts)
+    for start in starts[begin:] + starts[:begin]:
+        block = range(start, start + size, 16)
+        if _given.isdisjoint(block) and all(map(_is_free, block)):
+            _given.update(block)
             return start
-    raise RuntimeError(f"no block of {size} free ports from {base} on")
+    raise RuntimeError(f"no block of {size} free ports from {first} on")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

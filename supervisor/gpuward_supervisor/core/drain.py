@@ -87,16 +87,14 @@ def source_failed(state: State, event: SourceFailed, now_s: float, out: Commands
         begin(state, 1, reason, SHUTDOWN_ERROR, state.policy.shutdown_grace_s, now_s, out)
 
 
-def journal_failed(state: State, event: JournalFailed, _now_s: float, out: Commands) -> None:
-    """Results are in memory only for now; jobs go on."""
+def journal_failed(state: State, _event: JournalFailed, _now_s: float, _out: Commands) -> None:
+    """Results are in memory only for now; jobs go on. The outbox has said so, with what it means."""
     state.journal_ok = False
-    out.append(Note(level="error", event="journal.failed", facts={"error": event.error}))
 
 
-def journal_restored(state: State, _event: JournalRestored, _now_s: float, out: Commands) -> None:
-    """Results are durable again."""
+def journal_restored(state: State, _event: JournalRestored, _now_s: float, _out: Commands) -> None:
+    """Results are durable again; said by the outbox, too."""
     state.journal_ok = True
-    out.append(Note(level="info", event="journal.restored", facts={}))
 
 
 def begin(

@@ -24,14 +24,7 @@ def prepare(path: Path, tag: str) -> None:
     Raises:
         OSError: it cannot be made, belongs to another user, or holds what is not ours.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise OSError(
-            f"runtime directory {path} must be a folder of user {os.geteuid()}, it is "
-            f"{'a folder' if stat.S_ISDIR(status.st_mode) else 'none'} of user {status.st_uid}; "
-            "set node.runtime_dir to another place"
-        )
+    _make_own(path)
     if (path / MARKER).exists():
         _empty(path)
     strangers = sorted(os.listdir(path))
@@ -42,6 +35,35 @@ def prepare(path: Path, tag: str) -> None:
         )
     path.chmod(0o700)
     (path / MARKER).write_text(tag, encoding="utf-8")
+
+
+def restore(path: Path, tag: str) -> bool:
+    """Make again what somebody deleted while we live (a cleaner of /tmp, say); True when that was needed.
+
+    Args:
+        path: the folder, as it was prepared.
+        tag: the tag of this life of the supervisor.
+
+    Raises:
+        OSError: it cannot be made, or somebody else's is in its place.
+    """
+    if (path / MARKER).exists():
+        return False
+    _make_own(path)
+    path.chmod(0o700)
+    (path / MARKER).write_text(tag, encoding="utf-8")
+    return True
+
+
+def _make_own(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise OSError(
+            f"runtime directory {path} must be a folder of user {os.geteuid()}, it is "
+            f"{'a folder' if stat.S_ISDIR(status.st_mode) else 'none'} of user {status.st_uid}; "
+            "set node.runtime_dir to another place"
+        )
 
 
 def remove(path: Path, tag: str) -> None:

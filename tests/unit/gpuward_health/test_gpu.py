@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -95,6 +96,25 @@ def test_a_hung_nvml_is_an_error_after_the_deadline_and_leaves_no_process(
     assert time.monotonic() - before_s < 60  # the simulated driver would answer after 600 s
     assert inventory.error.startswith("NVML did not answer in 1 s")
     assert set(psutil.Process().children()) <= had  # reaped: not even a zombie is left
+
+
+def test_a_stop_in_the_middle_leaves_no_process(nvml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(BaseException):
+        pass
+
+    communicate = subprocess.Popen.communicate
+
+    def interrupted(asking: subprocess.Popen[bytes], timeout: float | None = None) -> tuple[bytes, bytes]:
+        if asking.poll() is None and timeout == 60.0:
+            raise Stopped  # as a signal's handler does
+        return communicate(asking, timeout=timeout)
+
+    monkeypatch.setenv("HOME", "/hang")
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    had = set(psutil.Process().children())
+    with pytest.raises(Stopped):
+        gpu.list_gpus(timeout_s=60.0)
+    assert set(psutil.Process().children()) <= had
 
 
 def test_a_crash_inside_nvml_does_not_reach_us(nvml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

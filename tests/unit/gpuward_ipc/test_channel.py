@@ -14,6 +14,7 @@ import zmq
 
 from gpuward_ipc import messages as m
 from gpuward_ipc.channel import ExecutorRouter, Received, SupervisorLink
+from gpuward_ipc.codec import encode
 from gpuward_ipc.errors import BackPressure
 from gpuward_ipc.types import ExecutorName, Incarnation, JobId, RunId
 
@@ -121,6 +122,30 @@ def test_answers_reach_the_incarnation_they_are_for(router: ExecutorRouter, link
 
 def test_sending_to_an_incarnation_that_is_not_there_says_so(router: ExecutorRouter) -> None:
     assert not router.send(GPU0, Incarnation(2), m.Pulse(1))
+
+
+def test_a_deleted_socket_is_bound_again_and_old_connections_stand(
+    router: ExecutorRouter, link: SupervisorLink, dealer: Dealer, endpoint: str
+) -> None:
+    link.send(m.Hello(GPU0, ONE, 1))
+    received(router)
+    assert not router.restore(), "nothing is missing"
+    os.unlink(endpoint.removeprefix("ipc://"))
+    assert router.restore()
+    assert stat.S_IMODE(os.stat(endpoint.removeprefix("ipc://")).st_mode) & 0o077 == 0
+    newcomer = dealer(b"gpu1.1")
+    newcomer.send(encode(m.Hello(ExecutorName("gpu1"), ONE, 2)))
+    assert [one.executor for one in received(router)] == ["gpu1"]
+    assert router.send(GPU0, ONE, m.Pulse(7))
+    assert taken(link, 1) == [m.Pulse(7)]
+
+
+def test_a_socket_that_cannot_be_bound_again_is_an_error(router: ExecutorRouter, tmp_path: Path) -> None:
+    (tmp_path / "s").unlink()
+    tmp_path.rmdir()
+    with pytest.raises(OSError, match="cannot be bound again"):
+        router.restore()
+    tmp_path.mkdir()
 
 
 def test_a_peer_that_does_not_read_is_an_error_and_nothing_is_dropped(

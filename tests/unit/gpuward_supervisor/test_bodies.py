@@ -66,6 +66,14 @@ def test_what_is_not_the_promised_file_is_not_adopted(bodies: Bodies, tmp_path: 
     assert len(bodies) == 0
 
 
+def test_a_link_of_the_very_size_that_was_said_is_refused(bodies: Bodies, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"123")
+    given = tmp_path / "result.json"
+    given.symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match=r"result\.json"):
+        bodies.adopt_file(given, given.lstat().st_size)
+
+
 def test_a_linked_file_outlives_its_body(bodies: Bodies, tmp_path: Path) -> None:
     owned = tmp_path / "owned.json"
     owned.write_bytes(b"[1]")

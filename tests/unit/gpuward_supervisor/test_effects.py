@@ -192,6 +192,19 @@ def test_a_heartbeat_in_the_turn_of_the_outcome_cancels_nothing(shell: Shell) ->
     ]
 
 
+def test_a_heartbeat_in_the_turn_of_one_outcome_and_after_another_cancels_neither(shell: Shell) -> None:
+    executor = shell.connected()
+    shell.perform(ack(2))
+    cancels = [do.SendCancel(**WHO, run=RunId(run), reason="nobody wants this run") for run in (2, 3)]
+    shell.perform(ack(3), *cancels)
+    shell.perform(do.SendPulse(**WHO))
+    assert [message for message, _ in next_messages(executor, 3)] == [
+        m.Ack((RunId(2),)),
+        m.Ack((RunId(3),)),
+        m.Pulse(1),
+    ]
+
+
 def test_acknowledgements_wait_for_the_next_turn_and_go_first(shell: Shell) -> None:
     """So that they cost no wake-up of their own."""
     executor = shell.connected()

@@ -136,6 +136,19 @@ def test_when_there_is_space_again_everything_is_written(full: Disk) -> None:
     assert recovered(full) == {"old": (b"1", ""), "a": (b"{}", ""), "b": (b"[]", "")}
 
 
+def test_what_waited_for_the_disk_once_is_not_written_again_at_its_next_failure(full: Disk) -> None:
+    full.outbox.write([full.remember("a", b"{}")])
+    full.journal._min_free_bytes = 0
+    assert full.outbox.retry() == [e.JournalRestored()]
+    full.outbox.write([forget("a")])
+    full.journal._min_free_bytes = 1 << 60
+    (event,) = full.outbox.write([full.remember("b", b"[]")])
+    assert isinstance(event, e.JournalFailed)
+    full.journal._min_free_bytes = 0
+    assert full.outbox.retry() == [e.JournalRestored()]
+    assert recovered(full) == {"old": (b"1", ""), "b": (b"[]", "")}
+
+
 def test_a_journal_that_cannot_be_opened_is_reported_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     journal = Journal.open(tmp_path / "file" / "state")

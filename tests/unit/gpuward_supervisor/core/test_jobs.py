@@ -116,6 +116,13 @@ class TestOffer:
         uploads = [c for c in stage.succeed("gpu0", 1, 11) if type(c).__name__ == "UploadResult"]
         assert [(u.fence, u.url) for u in uploads] == [(2, "https://new")]  # type: ignore[attr-defined]
 
+    def test_newer_dispatch_without_an_upload_url_keeps_the_one_that_is_there(self) -> None:
+        stage = Stage(upload_threshold_bytes=5)
+        stage.offer("a", 10, mode=PERSISTED, result_upload_url="https://old")
+        stage.offer("a", 20, fence=2, mode=PERSISTED)
+        uploads = [c for c in stage.succeed("gpu0", 1, 11) if type(c).__name__ == "UploadResult"]
+        assert [(u.fence, u.url) for u in uploads] == [(2, "https://old")]  # type: ignore[attr-defined]
+
     def test_newer_dispatch_of_an_owed_result_is_answered_without_running(self) -> None:
         stage = Stage()
         stage.offer("a", 10, mode=PERSISTED)

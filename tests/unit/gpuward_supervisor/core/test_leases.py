@@ -112,6 +112,17 @@ def test_a_newer_dispatch_is_renewed_under_its_fence() -> None:
     assert renewals(stage.pass_time(1.0)) == [renewal("a", fence=2)]
 
 
+def test_a_newer_dispatch_does_not_hold_up_the_renewal_of_others() -> None:
+    stage = Stage((4,), lease_renew_s=20.0)
+    stage.offer("a", 10, mode=PERSISTED)
+    stage.now_s += 5.0
+    stage.offer("b", 20, mode=PERSISTED)
+    stage.now_s += 5.0
+    stage.offer("a", 11, fence=2, mode=PERSISTED)
+    assert renewals(stage.pass_time(15.1)) == [renewal("b")]
+    assert renewals(stage.pass_time(5.0)) == [renewal("a", fence=2)]
+
+
 def test_a_newer_dispatch_that_is_transient_ends_the_lease() -> None:
     stage = Stage()
     stage.offer("a", 10, mode=PERSISTED)

@@ -67,3 +67,31 @@ def test_only_the_life_that_marked_it_removes_it(tmp_path: Path) -> None:
     assert not path.exists()
     assert (outside / "kept").exists()
     runtime_dir.remove(path, "tag")  # twice is harmless
+
+
+def test_a_deleted_folder_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    runtime_dir.prepare(path, "tag")
+    assert not runtime_dir.restore(path, "tag"), "nothing is missing"
+    (path / ".gpuward").unlink()
+    path.rmdir()
+    assert runtime_dir.restore(path, "tag")
+    assert path.stat().st_mode & 0o777 == 0o700
+    runtime_dir.remove(path, "tag")
+    assert not path.exists()
+
+
+def test_a_mark_is_set_again_beside_what_is_left(tmp_path: Path) -> None:
+    runtime_dir.prepare(tmp_path, "tag")
+    (tmp_path / "gpu0.1").mkdir()
+    (tmp_path / ".gpuward").unlink()
+    assert runtime_dir.restore(tmp_path, "tag")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".gpuward", "gpu0.1"]
+
+
+def test_a_link_that_took_the_place_of_a_deleted_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "run").symlink_to("target")
+    with pytest.raises(OSError, match="must be a folder of user"):
+        runtime_dir.restore(tmp_path / "run", "tag")
+    assert list((tmp_path / "target").iterdir()) == []
