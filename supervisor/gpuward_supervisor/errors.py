@@ -29,9 +29,15 @@ class ConfigInvalid(GpuwardError):
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        """Keep every problem, in the order in which they shall be read."""
+    def __init__(self, problems: Sequence[Problem], warnings: Sequence[str] = ()) -> None:
+        """Keep every problem, in the order in which they shall be read.
+
+        Args:
+            problems: why it was refused.
+            warnings: what was found besides, as sentences; a slip among them is often the reason.
+        """
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(problem.text() for problem in self.problems))
 
 

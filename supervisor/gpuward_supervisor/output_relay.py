@@ -58,7 +58,7 @@ class OutputRelay:
         else:
             # JSON that is not an executor's is shown as it came: its keys mean what only its writer knows.
             whole = text if source == "engine" and isinstance(text, str) else line.text
-            self._log.log(number, "engine.output", line=whole, **who)
+            self._log.log(number, "engine.output", **who, line=whole)
 
     def finish(self, executor: ExecutorName, incarnation: Incarnation) -> None:
         """Say what was dropped last of an incarnation that prints no more."""

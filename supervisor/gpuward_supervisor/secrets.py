@@ -70,12 +70,7 @@ def without_credentials(url: str) -> str:
 
 def without_secret_options(text: str) -> str:
     """A command line less the values of options whose names are secret (``--api-key …``)."""
-    return _OPTION.sub(
-        lambda found: (
-            f"{found[1]}{found[2]}{MASK if is_secret_name(found[1].replace('-', '_')) else found[3]}"
-        ),
-        text,
-    )
+    return _OPTION.sub(_masked_option, text)
 
 
 def _masked_option(found: re.Match[str]) -> str:

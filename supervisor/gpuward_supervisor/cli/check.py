@@ -15,6 +15,7 @@ import msgspec
 from gpuward_ipc.startup import EngineKind, EngineSpec
 from gpuward_supervisor.cli.command import OK, Command, add_config_option
 from gpuward_supervisor.cli.configuration import load_or_complain
+from gpuward_supervisor.config.problems import one_line
 from gpuward_supervisor.secrets import MASK, is_secret_name, without_secret_options
 
 if TYPE_CHECKING:
@@ -124,12 +125,13 @@ def table(config: NodeConfig, warnings: Sequence[str], *, colours: bool) -> str:
     strong = ("\x1b[1m", "\x1b[0m") if colours else ("", "")
     alert = ("\x1b[33m", "\x1b[0m") if colours else ("", "")
     casola = config.casola
+    offered = capacity(config)
     facts = [
         ("configuration", str(config.file) if config.file is not None else "from the environment alone"),
         ("node", config.name),
         ("queue", f"{casola.url.rstrip('/')}/ws  {'with a token' if casola.token else 'without a token'}"),
         ("serves", f"{casola.config_id} as {casola.worker_id}"),
-        ("capacity", f"{capacity(config)} jobs at once"),
+        ("capacity", f"{offered} job{'' if offered == 1 else 's'} at once"),
         ("state", str(config.state_dir)),
         ("runtime", str(config.runtime_dir)),
     ]
@@ -140,19 +142,19 @@ def table(config: NodeConfig, warnings: Sequence[str], *, colours: bool) -> str:
             gpu_text(executor),
             str(executor.slots),
             "-" if executor.engine.kind is EngineKind.ECHO else str(executor.engine.port),
-            shown_command(executor) or "none: jobs are answered with their own payload",
+            one_line(shown_command(executor)) or "none: jobs are answered with their own payload",
         )
         for executor in config.executors
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [f"{name:<13}  {value}" for name, value in facts]
+    lines = [f"{name:<13}  {one_line(value)}" for name, value in facts]
     lines.append("")
     for number, row in enumerate(rows):
         line = "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[4]])
         lines.append(f"{strong[0]}{line}{strong[1]}" if number == 0 else line)
     lines.append("")
-    lines += [f"{alert[0]}warning{alert[1]}: {text}" for text in warnings]
-    lines += [f"note: {text}" for text in config.notes]
+    lines += [f"{alert[0]}warning{alert[1]}: {one_line(text)}" for text in warnings]
+    lines += [f"note: {one_line(text)}" for text in config.notes]
     lines.append("The configuration is sound. Nothing was started: `gpuward run` does that.")
     return "\n".join(lines)
 

@@ -28,6 +28,8 @@ def load_or_complain(file: str | None) -> NodeConfig | int:
         number = len(error.problems)
         head = f"gpuward: the configuration has {number} problem{'' if number == 1 else 's'}:"
         complain([head, *(f"  {problem.text()}" for problem in error.problems)])
+        if error.warnings:  # one of them is often the reason: a required variable whose name was mistyped
+            complain([f"  warning: {text}" for text in error.warnings])
         return error.exit_code
     except GpuwardError as error:
         complain([f"gpuward: {error}"])

@@ -84,3 +84,8 @@ def _check_url(url: str, findings: Findings) -> None:
         findings.refuse(
             _URL, url, "expected a URL without query, fragment and white space: `/ws` is appended to it"
         )
+    elif parts.path.rstrip("/").endswith("/ws"):
+        findings.warn(
+            f"{findings.name_of(_URL)} ends with /ws, and /ws is appended to it: leave it out, unless "
+            "the queue really listens at /ws/ws"
+        )

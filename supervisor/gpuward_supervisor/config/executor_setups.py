@@ -25,6 +25,14 @@ _RESERVED = frozenset({
     endpoints.ENV_EXECUTOR, endpoints.ENV_NODE, endpoints.ENV_LINK, endpoints.ENV_CONFIG,
     endpoints.ENV_DEATH_FD, endpoints.ENV_PARENT,
 })  # fmt: skip
+#: Options of vLLM that the executor gives itself, or cannot live with, and what to do instead.
+_OWN_OPTIONS = {
+    "--host": "the engine is looked for at executors.engine.host (VLLM_HOST); set that instead",
+    "--port": "the engine is looked for at a port from executors.port_base (VLLM_PORT) on; set that instead",
+    "--served-model-name": "requests carry executors.engine.served_model_name (VLLM_SERVED_MODEL_NAME); "
+    "set that instead",
+    "--api-key": "the engine would refuse its own executor; leave it out",
+}
 
 
 class _Draft(msgspec.Struct, kw_only=True):
@@ -167,7 +175,17 @@ def _engine_words(
         findings.warn(
             f'{findings.name_of(command_path)} has no effect: kind is "{engine.kind}", not "command"'
         )
+    if engine.kind is EngineKind.VLLM:
+        _point_out_own_options(extra_args, findings.name_of(keys.path("extra_args")), findings)
     return extra_args, command
+
+
+def _point_out_own_options(extra_args: Sequence[str], name: str, findings: Findings) -> None:
+    """An option that is given twice counts as it was given last: the engine would not be what is expected."""
+    for word in extra_args:
+        option = word.partition("=")[0].replace("_", "-")
+        if option in _OWN_OPTIONS:
+            findings.warn(f"{name} has {option}: {_OWN_OPTIONS[option]}")
 
 
 def _split(words: Words, path: Path, findings: Findings) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def load(path: Path | None, environ: Mapping[str, str], inventory: Callable[[], 
     executors, capacity_max = executor_setups(config, tree, placing, findings)
     _compare(config, findings)
     if findings.problems:
-        raise ConfigInvalid(findings.problems)
+        raise ConfigInvalid(findings.problems, findings.warnings)
     return NodeConfig(
         file=path,
         name=config.node.name or casola.worker_id,
@@ -99,7 +99,8 @@ def _read(path: Path, findings: Findings) -> dict[str, Any]:
     import tomllib  # a node that is configured by its environment alone does without
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a byte-order mark, which TOML does not know.
+        return tomllib.loads(path.read_text(encoding="utf-8").removeprefix("\ufeff"))
     except OSError as error:
         reason = error.strerror or str(error)
         findings.refuse(

@@ -183,8 +183,7 @@ class Placing:
             )
             return []
         cuts = [flat[i : i + size] for i in range(0, len(flat), size)]
-        # Enough for its engine by its length, so only what each name means is left to find out.
-        places = [self._group(cut, _GPUS, kind, 1) for cut in cuts]
+        places = [self._group(cut, _GPUS, kind, wanted) for cut in cuts]
         return [place for place in places if place is not None]
 
     def _group(self, names: Sequence[GpuName], path: Path, kind: EngineKind, wanted: int) -> Place | None:
@@ -205,6 +204,12 @@ class Placing:
                 f"name {wanted} GPUs",
             )
             return None
+        if kind is EngineKind.VLLM and len(gpus) > wanted:
+            self._findings.warn(
+                f"GPUs {', '.join(str(gpu.index) for gpu in gpus)} belong to one executor, whose engine uses "
+                f"{wanted} by its arguments: the others stay idle; "
+                f"--tensor-parallel-size {len(gpus)} takes all"
+            )
         for gpu in gpus:
             self._warn_of_mig_mode(gpu)
         return Place(pinning=Pinning.PINNED, gpus=tuple(gpus), path=path)

@@ -151,3 +151,15 @@ def test_the_command_prints_and_writes_nothing_else(
 def test_a_refused_configuration_ends_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PORT", "x")
     assert COMMAND.run(parser_of(COMMAND).parse_args([])) == 2
+
+
+def test_the_table_cannot_be_used_to_write_on_the_terminal(tmp_path: Path) -> None:
+    environ = {"CASOLA_CONFIG_ID": "a\x1b[31mb\nqueue", "VLLM_MODEL": "m\x1b]0;x\x07"}
+    text = table(configured(tmp_path, environ=environ), ["w\x1b"], colours=False)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "serves         a\\x1b[31mb\\x0aqueue as" in text
+
+
+def test_one_job_is_one_job(tmp_path: Path) -> None:
+    assert "1 job at once" in table(configured(tmp_path), [], colours=False)

@@ -60,3 +60,14 @@ def test_gpus_that_do_not_answer_are_a_failure(
     assert capsys.readouterr().err.startswith(
         "gpuward: the GPUs of this machine cannot be listed: NVML is stuck"
     )
+
+
+def test_a_mistyped_variable_is_pointed_out_beside_what_is_missing_for_it(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.delenv("CASOLA_CONFIG_ID")
+    environment.setenv("CASOLA_CONFG_ID", "my-model")
+    assert load_or_complain(None) == 2
+    assert "  warning: environment: CASOLA_CONFG_ID is not known; did you mean CASOLA_CONFIG_ID?" in (
+        capsys.readouterr().err.splitlines()
+    )

@@ -83,3 +83,10 @@ def test_a_url_that_cannot_be_dialled_is_refused(tmp_path: Path, url: str, probl
 )
 def test_urls_of_queues_are_taken_as_they_are(tmp_path: Path, url: str) -> None:
     assert configured(tmp_path, environ={"CASOLA_WS_URL": url}).casola.url == url
+
+
+@pytest.mark.parametrize("url", ["ws://h/ws", "ws://h/base/ws/"])
+def test_a_url_that_ends_with_what_is_appended_is_pointed_out(tmp_path: Path, url: str) -> None:
+    config = configured(tmp_path, environ={"CASOLA_WS_URL": url, "GPUWARD_GPUS": "none"})
+    assert config.casola.url == url
+    assert config.warnings[0].startswith("CASOLA_WS_URL ends with /ws, and /ws is appended to it")

@@ -218,3 +218,19 @@ def test_a_secret_in_the_environment_table_is_pointed_out_without_its_value(tmp_
     config = configured(tmp_path, '[executors.environment]\nMY_TOKEN = "hunter2"', gpus=1)
     assert "executors.environment.MY_TOKEN looks like a secret" in config.warnings[0]
     assert "hunter2" not in config.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "option", ["--port 9", "--port=9", "--host 0.0.0.0", "--served_model_name x", "--api-key k"]
+)
+def test_an_option_that_would_hide_the_engine_from_its_executor_is_pointed_out(
+    tmp_path: Path, option: str
+) -> None:
+    (warning,) = configured(tmp_path, environ={"VLLM_EXTRA_ARGS": f"--x 1 {option}"}, gpus=1).warnings
+    name = option.replace("=", " ").split()[0].replace("_", "-")
+    assert warning.startswith(f"VLLM_EXTRA_ARGS has {name}: ")
+
+
+def test_options_of_another_program_may_mean_anything(tmp_path: Path) -> None:
+    toml = '[executors.engine]\nkind = "command"\ncommand = ["a"]\nextra_args = ["--port", "9"]'
+    assert configured(tmp_path, toml, gpus=1).warnings == ()

@@ -298,3 +298,7 @@ def test_settings_of_the_file_without_use_are_noted(tmp_path: Path) -> None:
         "CASOLA_API_URL is accepted, but nothing uses it yet",
         "source.casola.queue_id is accepted, but nothing uses it yet",
     ]
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    assert configured(tmp_path, '\ufeff[node]\nname = "from-notepad"').name == "from-notepad"

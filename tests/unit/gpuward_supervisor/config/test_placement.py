@@ -172,3 +172,15 @@ def test_a_gpu_in_mig_mode_is_warned_of(tmp_path: Path) -> None:
     assert configured(tmp_path, gpus=MIG).warnings == (
         "GPU 0 is in MIG mode: by its index CUDA shows its first MIG device only",
     )
+
+
+@pytest.mark.parametrize("gpus", ["[[0, 1, 2], [3]]", "[0, 1, 2]\ngpus_per_executor = 3"])
+def test_gpus_that_the_engine_of_their_executor_does_not_use_are_pointed_out(
+    tmp_path: Path, gpus: str
+) -> None:
+    config = configured(tmp_path, f"[executors]\ngpus = {gpus}\nengine.extra_args = '-tp 1'", gpus=4)
+    (warning,) = config.warnings
+    assert warning.startswith("GPUs 0, 1, 2 belong to one executor, whose engine uses 1 by its arguments")
+    assert warning.endswith("--tensor-parallel-size 3 takes all")
+    command = "engine = { kind = 'command', command = ['serve'] }"
+    assert configured(tmp_path, f"[executors]\ngpus = {gpus}\n{command}", gpus=4).warnings == ()
