@@ -28,6 +28,8 @@ from typing import Any
 PERSISTED, CHATS, EMBEDDINGS = 24, 12, 4
 #: A patient bound for each wait in seconds.
 PATIENCE_S = 40.0
+#: As much of a death's account as the story tells.
+DETAIL_CHARS = 160
 
 GPUWARD = [sys.executable, "-m", "gpuward_supervisor"]
 _BOLD, _RED, _GREEN, _DIM, _OFF = (
@@ -79,13 +81,18 @@ def main() -> int:
     try:
         return Demo(folder, started).run(keep)
     except DemoFailed as failure:
-        print(f"{_RED}demo failed:{_OFF} {failure}\nlogs: {folder}", file=sys.stderr)
+        print(f"{_RED}demo failed:{_OFF} {failure}", file=sys.stderr)
         keep = True  # keep the folder, not the processes
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped before its end; everything that it started is stopped too", file=sys.stderr)
+        return 130
     finally:
         for process in reversed(started):
             end(process)
-        if not keep:
+        if keep:
+            print(f"the logs stay in {folder}")
+        else:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -184,7 +191,7 @@ extra_args = ["--startup-s", "1", "--token-s", "0.06"]
         self.say(f"{_RED}SIGSEGV{_OFF} to the engine of {_BOLD}{victim}{_OFF} (pid {pid}), in mid-job")
         self.wait(lambda: len(log.of("executor.died", executor=victim)) >= 1, "the death to be noticed")
         death = log.of("executor.died", executor=victim)[0]
-        self.say(f"the node says: {death.get('detail') or death.get('reason') or 'executor died'}")
+        self.say(f"the node says: {brief(str(death.get('detail') or 'executor died'))}")
         return victim
 
     def summary(self, log: Log, ids: list[str], answers: list[str]) -> bool:
@@ -310,21 +317,24 @@ extra_args = ["--startup-s", "1", "--token-s", "0.06"]
 
     def _call(self, request: urllib.request.Request) -> Any:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        for wait_s in (0.2, 0.4, 0.8, 1.6, None):
+        deadline = time.monotonic() + PATIENCE_S
+        wait_s = 0.2
+        while True:
             try:
                 with direct.open(request, timeout=60) as response:
                     return json.load(response)
             except urllib.error.HTTPError as error:
-                # 503: no free slot at this moment; a polite caller tries again.
-                if error.code == 503 and wait_s is not None:
+                # 503: no free slot at this moment; a polite caller tries again, and with one of two engines
+                # gone on a busy machine that can take a while.
+                if error.code == 503 and time.monotonic() + wait_s < deadline:
                     time.sleep(wait_s)
+                    wait_s = min(wait_s * 2, 1.0)
                     continue
                 raise DemoFailed(
                     f"HTTP {error.code} {error.read()[:200].decode(errors='replace')}"
                 ) from error
             except OSError as error:
                 raise DemoFailed(f"{request.full_url}: {error}") from error
-        raise AssertionError("unreachable")
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until the condition holds."""
@@ -338,6 +348,11 @@ extra_args = ["--startup-s", "1", "--token-s", "0.06"]
             if time.monotonic() > deadline:
                 raise DemoFailed(f"waited {PATIENCE_S:.0f} s for {what}")
             time.sleep(0.05)
+
+
+def brief(text: str) -> str:
+    """The first words of a long account; all of it is in the node's log."""
+    return text if len(text) <= DETAIL_CHARS else f"{text[:DETAIL_CHARS].rstrip()} …"
 
 
 def engine_cores(folder: Path) -> dict[str, int]:
