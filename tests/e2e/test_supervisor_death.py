@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gpuward_devqueue.broker import Broker
 from gpuward_devqueue.config import DevQueueConfig
 from gpuward_devqueue.ledger import LinkNote, Note
 from gpuward_devqueue.records import Status
@@ -42,7 +43,12 @@ def shm_entries() -> set[str]:
 def refuse_and_cut(queue: DevQueueThread) -> None:
     """The queue goes away: connections are cut and none is accepted."""
     queue.misbehave("refuse-upgrade", status=500, times=0)
-    queue.ask(lambda broker: [link.abort() for link in list(broker._links.values())])
+
+    def cut(broker: Broker) -> None:
+        for link in list(broker._links.values()):
+            link.abort()
+
+    queue.ask(cut)
 
 
 def test_results_that_were_not_sent_arrive_once_each_after_a_kill(

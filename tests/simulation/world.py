@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -290,7 +291,7 @@ class World:
     def _from_executor(
         self, name: ExecutorName, incarnation: Incarnation, message: messages.FromExecutor, body: str | None
     ) -> None:
-        who = {"executor": name, "incarnation": incarnation}
+        who: dict[str, Any] = {"executor": name, "incarnation": incarnation}
         match message:
             case messages.Hello():
                 self._decide(e.ExecutorConnected(**who))

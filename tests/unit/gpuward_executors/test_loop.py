@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 import zmq
 
+from gpuward_executors import loop as loop_module
 from gpuward_executors.backends.echo import EchoBackend
 from gpuward_executors.backends.registry import Registry
 from gpuward_executors.core.events import (
@@ -41,6 +43,7 @@ from gpuward_ipc.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Pulse,
     Ready,
     Stop,
     Succeeded,
@@ -287,5 +290,111 @@ def test_events_that_arise_while_deciding_are_decided_after(tmp_path: Path) -> N
             it.loop.feed(RunFailed(run=RunId(9), error="", fault=Fault.JOB))
             it.loop.feed(Stop())
             assert await it.exit_code() == 0
+
+    asyncio.run(run())
+
+
+# ---------------------------------------------------------------- wake-ups that ZeroMQ swallows
+
+
+class SwallowingLink:
+    """A link whose descriptor tells of an arrival once, and of one during a send not at all."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.waiting: deque[FromSupervisor] = deque()
+        #: What arrives while a message of this type is sent.
+        self.replies: dict[type[object], FromSupervisor] = {}
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def readable(self) -> bool:
+        return bool(self.waiting)
+
+    def arrive(self, *messages: FromSupervisor) -> None:
+        self.waiting.extend(messages)
+        os.eventfd_write(self._fd, 1)
+
+    def receive(self, limit: int) -> list[tuple[FromSupervisor, bytes | None]]:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+        return [(self.waiting.popleft(), None) for _ in range(min(limit, len(self.waiting)))]
+
+    def send(self, message: object, body: bytes | None = None) -> None:
+        reply = self.replies.pop(type(message), None)
+        if reply is not None:
+            self.waiting.append(reply)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@asynccontextmanager
+async def swallowing(
+    folder: Path, hello_every_s: float = 3600.0
+) -> AsyncIterator[tuple[SwallowingLink, ExecutorLoop]]:
+    link = SwallowingLink()
+    log_fd = os.open(os.devnull, os.O_WRONLY)
+    logs = Logs(log_fd)
+    loop = asyncio.get_running_loop()
+    executor = ExecutorLoop(
+        loop=loop,
+        state=initial_state(policy(hello_every_s=hello_every_s)),
+        link=cast(SupervisorLink, link),
+        engine=EchoEngine(),
+        logs=logs,
+        make_runs=lambda report: Runs(loop, Registry({}, EchoBackend()), folder, report, logs),
+    )
+    try:
+        yield link, executor
+    finally:
+        link.close()
+        os.close(log_fd)
+
+
+def test_a_message_that_came_during_a_send_needs_no_wake_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "GUARD_S", 3600.0)
+
+    async def run() -> None:
+        async with swallowing(tmp_path, hello_every_s=0.01) as (link, executor):
+            life = asyncio.create_task(executor.run())
+            await asyncio.sleep(0)
+            # The first hello is out; the next one is sent by a timer, and nothing else looks at the link.
+            link.replies[Hello] = Stop(grace_s=0.0)
+            assert await asyncio.wait_for(life, 10) == 0
+
+    asyncio.run(run())
+
+
+def test_what_one_batch_leaves_behind_needs_no_wake_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "GUARD_S", 3600.0)
+
+    async def run() -> None:
+        async with swallowing(tmp_path) as (link, executor):
+            life = asyncio.create_task(executor.run())
+            await asyncio.sleep(0)
+            link.arrive(Welcome(heartbeat_s=3600.0), *[Pulse(1)] * (2 * BATCH), Stop(grace_s=0.0))
+            assert await asyncio.wait_for(life, 10) == 0
+
+    asyncio.run(run())
+
+
+def test_a_message_that_no_wake_up_told_of_is_found_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "GUARD_S", 0.001)
+
+    async def run() -> None:
+        async with swallowing(tmp_path) as (link, executor):
+            life = asyncio.create_task(executor.run())
+            await asyncio.sleep(0)
+            link.waiting.append(Stop(grace_s=0.0))
+            assert await asyncio.wait_for(life, 10) == 0
+            assert executor.rescued == 1
 
     asyncio.run(run())
